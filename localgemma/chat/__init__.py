@@ -1,0 +1,1 @@
+"""A conversation and what goes into it: pictures, turns, guards."""

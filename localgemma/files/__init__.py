@@ -1,0 +1,1 @@
+"""Models on disk: GGUF headers, projectors, and where files are."""

@@ -1,0 +1,1 @@
+"""The only room that knows ctypes and llama_cpp."""

@@ -1,0 +1,91 @@
+"""The only reader of the environment: where things live, and whether the network may be used.
+
+| variable | meaning |
+| --- | --- |
+| LOCALGEMMA_HOME | one folder for configuration, data and cache (default: the platform's own three) |
+| LOCALGEMMA_OFFLINE, HF_HUB_OFFLINE | 1: open no connection at all |
+| LOCALGEMMA_LOG | debug, info, warning or error: log lines on stderr |
+| HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_CACHE | as huggingface_hub reads them |
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+_TRUE = {"1", "true", "yes", "on"}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The environment as read at one moment; paths need not exist."""
+
+    config_dir: Path
+    data_dir: Path
+    cache_dir: Path
+    hub_cache: Path
+    hub_endpoint: str
+    hub_token: str | None
+    offline: bool
+    log_level: str
+
+
+def load(environ: Mapping[str, str] | None = None) -> Settings:
+    """The settings of this process, read anew at each call."""
+    env = os.environ if environ is None else environ
+    config, data, cache = _folders(env)
+    hf_home = Path(env.get("HF_HOME") or Path(env.get("XDG_CACHE_HOME") or _home(env) / ".cache") / "huggingface")
+    token = env.get("HF_TOKEN") or _read(Path(env.get("HF_TOKEN_PATH") or hf_home / "token"))
+    return Settings(
+        config_dir=config,
+        data_dir=data,
+        cache_dir=cache,
+        hub_cache=Path(env.get("HF_HUB_CACHE") or hf_home / "hub"),
+        hub_endpoint=(env.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/"),
+        hub_token=token or None,
+        offline=any(env.get(name, "").strip().lower() in _TRUE for name in ("LOCALGEMMA_OFFLINE", "HF_HUB_OFFLINE")),
+        log_level=env.get("LOCALGEMMA_LOG", "error").strip().lower() or "error",
+    )
+
+
+def set_default_environment(name: str, value: str) -> None:
+    """Give a variable a value for this process and its children, unless it has one."""
+    os.environ.setdefault(name, value)
+
+
+def go_offline() -> None:
+    """Forbid connections in this process and its children: what --offline does."""
+    os.environ["LOCALGEMMA_OFFLINE"] = "1"
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def _home(env: Mapping[str, str]) -> Path:
+    return Path(env.get("HOME") or env.get("USERPROFILE") or Path.home())
+
+
+def _folders(env: Mapping[str, str]) -> tuple[Path, Path, Path]:
+    if own := env.get("LOCALGEMMA_HOME"):
+        return Path(own) / "config", Path(own) / "data", Path(own) / "cache"
+    home = _home(env)
+    if sys.platform == "win32":
+        roaming = Path(env.get("APPDATA") or home / "AppData" / "Roaming") / "localgemma"
+        local = Path(env.get("LOCALAPPDATA") or home / "AppData" / "Local") / "localgemma"
+        return roaming, local / "data", local / "cache"
+    if sys.platform == "darwin":
+        support = home / "Library" / "Application Support" / "localgemma"
+        return support, support, home / "Library" / "Caches" / "localgemma"
+    return (
+        Path(env.get("XDG_CONFIG_HOME") or home / ".config") / "localgemma",
+        Path(env.get("XDG_DATA_HOME") or home / ".local" / "share") / "localgemma",
+        Path(env.get("XDG_CACHE_HOME") or home / ".cache") / "localgemma",
+    )
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
