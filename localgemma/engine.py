@@ -7,7 +7,7 @@ become a control token, whatever it spells. Everything here is picklable: an eng
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
@@ -144,14 +144,26 @@ Output: TypeAlias = Piece | Progress | Finished
 class CancelToken:
     """Set from any thread to stop a generation; it stays set."""
 
-    __slots__ = ("_event",)
+    __slots__ = ("_event", "_lock", "_watcher")
 
     def __init__(self) -> None:
         self._event = threading.Event()
+        self._lock = threading.Lock()
+        self._watcher: Callable[[], None] | None = None
 
     def cancel(self) -> None:
         """Ask for the stop."""
         self._event.set()
+        with self._lock:
+            if self._watcher is not None:
+                self._watcher()
+
+    def watch(self, watcher: Callable[[], None] | None) -> None:
+        """Call `watcher` at the moment of cancelling (at once if that is past); None ends it, and waits for a call under way."""
+        with self._lock:
+            self._watcher = watcher
+            if watcher is not None and self._event.is_set():
+                watcher()
 
     @property
     def cancelled(self) -> bool:

@@ -1,0 +1,77 @@
+"""The devices that this build of llama.cpp sees, with their memory."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+from localgemma.errors import UsageError
+from localgemma.llamacpp import library
+
+_KINDS = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accel", 4: "meta"}
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A ggml device; `free` and `total` are bytes. The CPU's free memory is not reliable inside a container."""
+
+    name: str
+    description: str
+    kind: str
+    free: int
+    total: int
+
+
+def list_devices() -> tuple[Device, ...]:
+    """Every device, GPUs and CPU, in ggml's order; works before any model is loaded."""
+    base, registry = _functions()
+    found = []
+    for index in range(registry.ggml_backend_dev_count()):
+        handle = ctypes.c_void_p(registry.ggml_backend_dev_get(index))
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        base.ggml_backend_dev_memory(handle, ctypes.byref(free), ctypes.byref(total))
+        found.append(
+            Device(
+                base.ggml_backend_dev_name(handle).decode(),
+                base.ggml_backend_dev_description(handle).decode(),
+                _KINDS.get(base.ggml_backend_dev_type(handle), "other"),
+                free.value,
+                total.value,
+            )
+        )
+    return tuple(found)
+
+
+def has_gpu() -> bool:
+    """Whether a layer could be put on a GPU."""
+    return any(device.kind in ("gpu", "igpu") for device in list_devices())
+
+
+def handles(names: tuple[str, ...]) -> Any:
+    """A NULL-ended C array of the named devices; UsageError names those that exist."""
+    _, registry = _functions()
+    array = (ctypes.c_void_p * (len(names) + 1))()
+    for index, name in enumerate(names):
+        handle = registry.ggml_backend_dev_by_name(name.encode())
+        if not handle:
+            known = ", ".join(device.name for device in list_devices())
+            raise UsageError(f"There is no device {name!r}.", f"This build sees: {known}.")
+        array[index] = handle
+    return array
+
+
+@functools.cache
+def _functions() -> tuple[ctypes.CDLL, ctypes.CDLL]:
+    base, registry = library.shared_object("ggml-base"), library.shared_object("ggml")
+    registry.ggml_backend_dev_count.restype = ctypes.c_size_t
+    registry.ggml_backend_dev_get.restype = ctypes.c_void_p
+    registry.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
+    registry.ggml_backend_dev_by_name.restype = ctypes.c_void_p
+    registry.ggml_backend_dev_by_name.argtypes = [ctypes.c_char_p]
+    base.ggml_backend_dev_name.restype = base.ggml_backend_dev_description.restype = ctypes.c_char_p
+    for name in ("name", "description", "type"):
+        getattr(base, f"ggml_backend_dev_{name}").argtypes = [ctypes.c_void_p]
+    base.ggml_backend_dev_memory.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_size_t), ctypes.POINTER(ctypes.c_size_t)]
+    return base, registry

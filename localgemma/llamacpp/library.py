@@ -1,0 +1,73 @@
+"""llama.cpp's library through its low-level bindings, loaded at first use and never at import."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import glob
+import os.path
+import site
+import sys
+from types import ModuleType
+from typing import Any
+
+from localgemma import settings
+from localgemma.errors import LibraryError
+from localgemma.llamacpp import log
+
+
+@functools.cache
+def load() -> Any:
+    """The module `llama_cpp.llama_cpp` with its log caught and its backends ready; LibraryError without it."""
+    settings.set_default_environment("GGML_NO_BACKTRACE", "1")  # an abort would start a debugger and print pages
+    _preload()
+    try:
+        from llama_cpp import llama_cpp as bindings
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        raise LibraryError(f"llama.cpp cannot be loaded: {error}.") from error
+    log.install(bindings, vision())
+    bindings.llama_backend_init()
+    return bindings
+
+
+@functools.cache
+def vision() -> Any:
+    """The module `llama_cpp.mtmd_cpp`; LibraryError without it."""
+    try:
+        from llama_cpp import mtmd_cpp
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        raise LibraryError(f"llama.cpp's vision library cannot be loaded: {error}.") from error
+    return mtmd_cpp
+
+
+def shared_object(name: str) -> ctypes.CDLL:
+    """The loaded ggml library `name` (ggml, ggml-base): device functions are not bound by llama_cpp."""
+    bindings: ModuleType = load()
+    loaded: ctypes.CDLL = bindings._lib
+    folder = os.path.dirname(loaded._name)
+    for pattern in (f"lib{name}.so", f"lib{name}.dylib", f"{name}.dll", f"lib{name}.dll"):
+        path = os.path.join(folder, pattern)
+        if os.path.exists(path):
+            return ctypes.CDLL(path)
+    return loaded
+
+
+def _preload() -> None:
+    """Symbols that the library needs in the process before it: the C++ runtime first, then CUDA's from its wheels.
+
+    Where numpy comes before a stripped CUDA build, loading a model crashes unless libstdc++ is global.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    _open("libstdc++.so.6")
+    for folder in [*site.getsitepackages(), site.getusersitepackages()]:
+        for name in ("cudart", "cublasLt", "cublas"):
+            for path in sorted(glob.glob(os.path.join(folder, "nvidia", "*", "lib", f"lib{name}.so.*"))):
+                _open(path)
+
+
+def _open(path: str) -> None:
+    try:
+        ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        log.LOGGER.debug("not preloaded: %s (%s)", path, error)
