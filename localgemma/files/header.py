@@ -27,11 +27,10 @@ TYPE_SIZES: dict[int, tuple[int, int]] = {  # id: (values in a block, bytes of a
     39: (32, 17), 40: (64, 36), 41: (128, 18),  # MXFP4 NVFP4 Q1_0
 }  # fmt: skip
 
-MAX_HEADER = 256 << 20  # the real model's header is about 16 MB
+MAX_HEADER, MAX_STRING, BLOCK = 128 << 20, 16 << 20, 4 << 20  # the real model's header is about 16 MB
 MAX_ENTRIES = 65_536  # metadata keys, and tensors
 MAX_NAME = 63  # bytes of a tensor's name that llama.cpp can hold
 KEEP = 1024  # arrays of at most this many entries are kept as tuples
-BLOCK = 4 << 20
 _SCALARS = {kind: struct.Struct("<" + code) for kind, code in enumerate("BbHhIif?__Qqd") if code != "_"}
 _STRING, _ARRAY = 8, 9
 _U32, _U64 = _SCALARS[4], _SCALARS[10]
@@ -106,9 +105,10 @@ def read_header(path: Path | str) -> Header:
             return _read(path, stream)
     except (FileNotFoundError, NotADirectoryError):
         raise NotFound(f"There is no file {path}.", "See what is there with: localgemma models list") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
+    except (OSError, ValueError, MemoryError) as error:  # ValueError: a NUL byte in the name
         hint = "Check the file's name and permissions and the disk, then try again."
-        raise DiskError(f"{str(path)!r} could not be read: {getattr(error, 'strerror', None) or error}.", hint) from error
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise DiskError(f"{str(path)!r} could not be read: {reason}.", hint) from error
 
 
 def kind_of(header: Header) -> Kind:
@@ -133,7 +133,7 @@ def check_projector(header: Header, n_embd: int) -> None:
         raise BadModelFile(f"{name} is {_describe(header)}, not a Gemma 4 picture projector.", hint)
     kind = header.text("clip.vision.projector_type") or header.text("clip.projector_type")
     if kind != "gemma4v":
-        raise BadModelFile(f"{name} is a projector of type {kind!r}, not of Gemma 4's type 'gemma4v'.", hint)
+        raise BadModelFile(f"{name} is a projector of type {kind[:64]!r}, not of Gemma 4's type 'gemma4v'.", hint)
     width = header.number("clip.vision.projection_dim")
     if width != n_embd:
         raise BadModelFile(f"{name} is for a model of width {width or 'unknown'}, and this model's width is {n_embd}.", hint)
@@ -193,7 +193,7 @@ class _Cursor:
     def string(self) -> str:
         """The next string; bytes that are not UTF-8 become replacement characters."""
         length = self.scalar(_U64)
-        self.skip(length)
+        self.skip(length if length <= MAX_STRING else self.bad(f"is cut off or damaged: it claims a text of {length:,} bytes"))
         return self.buffer[self.pos - length : self.pos].decode("utf-8", "replace")
 
     def skip_strings(self, count: int) -> None:
@@ -285,8 +285,8 @@ def _read(path: Path, stream: BinaryIO) -> Header:
     metadata: dict[str, Value] = {}
     for _ in range(n_entries):
         key = cursor.string()
-        if key in metadata:
-            cursor.bad(f"is damaged: it has the entry {key[:64]!r} twice")
+        if not key or key in metadata:
+            cursor.bad(f"is damaged: it has the entry {key[:64]!r} twice" if key else "is damaged: it has a nameless entry")
         metadata[key] = _value(cursor, cursor.scalar(_U32), key)
     metadata_end = cursor.pos
     alignment = metadata.get("general.alignment", 32)
