@@ -159,7 +159,7 @@ class CancelToken:
                 self._watcher()
 
     def watch(self, watcher: Callable[[], None] | None) -> None:
-        """Call `watcher` at the moment of cancelling (at once if that is past); None ends it, and waits for a call under way."""
+        """Call `watcher` at the moment of cancelling (at once if that is past); None ends it, after a call under way."""
         with self._lock:
             self._watcher = watcher
             if watcher is not None and self._event.is_set():

@@ -96,7 +96,10 @@ class Sampling:
             )
         if self.logprobs is not None:
             _require(
-                type(self.logprobs) is int and 0 <= self.logprobs <= 100, "logprobs", self.logprobs, "a whole number from 0 to 100"
+                type(self.logprobs) is int and 0 <= self.logprobs <= 100,
+                "logprobs",
+                self.logprobs,
+                "a whole number from 0 to 100",
             )
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
@@ -104,7 +107,9 @@ class Sampling:
             object.__setattr__(self, "stop", tuple(self.stop))
         _require(all(isinstance(s, str) and s for s in self.stop), "stop", self.stop, "strings that are not empty")
         for token, bias in self.logit_bias.items():
-            _require(type(token) is int and token >= 0 and _is_number(bias), "logit_bias", {token: bias}, "token ids and numbers")
+            _require(
+                type(token) is int and token >= 0 and _is_number(bias), "logit_bias", {token: bias}, "token ids and numbers"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +143,9 @@ class LoadOptions:
     def __post_init__(self) -> None:
         _require(self.ctx is None or 64 <= self.ctx <= 1 << 20, "ctx", self.ctx, "64 to 1,048,576 tokens")
         _require(self.kv in KV_TYPES, "kv", self.kv, ", ".join(KV_TYPES))
-        _require(self.gpu_layers is None or self.gpu_layers >= -1, "gpu_layers", self.gpu_layers, "a number from 0, or -1 for all")
+        _require(
+            self.gpu_layers is None or self.gpu_layers >= -1, "gpu_layers", self.gpu_layers, "a number from 0, or -1 for all"
+        )
         _require(self.ubatch is None or 16 <= self.ubatch <= 16384, "ubatch", self.ubatch, "16 to 16,384 tokens")
         _require(self.image_tokens == 0 or self.image_tokens in IMAGE_BUDGETS, "image_tokens", self.image_tokens, _budgets())
         _require(1 <= self.sequences <= 256, "sequences", self.sequences, "1 to 256")
@@ -169,8 +176,15 @@ class ChatOptions:
     repetition_guard: bool = True
 
     def __post_init__(self) -> None:
-        _require(type(self.think_budget) is int and self.think_budget >= 0, "think_budget", self.think_budget, "a whole number from 0")
-        _require(self.image_tokens == "auto" or self.image_tokens in IMAGE_BUDGETS, "image_tokens", self.image_tokens, _budgets())
+        _require(
+            type(self.think_budget) is int and self.think_budget >= 0,
+            "think_budget",
+            self.think_budget,
+            "a whole number from 0",
+        )
+        _require(
+            self.image_tokens == "auto" or self.image_tokens in IMAGE_BUDGETS, "image_tokens", self.image_tokens, _budgets()
+        )
         _require(self.overflow in ("error", "drop"), "overflow", self.overflow, "'error' or 'drop'")
 
 

@@ -43,6 +43,8 @@ def open_engine(
         options = replace(options, gpu_layers=-1 if devices.has_gpu() else 0)
     if projector is None:
         options = replace(options, image_tokens=0)
+    if options.threads is None:
+        options = replace(options, threads=devices.default_threads())
     opened: list[Model | Projector | Context] = []
     try:
         model = Model(text, options, progress)
@@ -56,7 +58,8 @@ def open_engine(
         for item in reversed(opened):
             item.close()
         raise
-    backend = next((d.name for d in devices.list_devices() if d.kind in ("gpu", "igpu")), "CPU") if options.gpu_layers else "CPU"
+    gpus = [device.name for device in devices.list_devices() if device.kind in ("gpu", "igpu")]
+    backend = gpus[0] if gpus and options.gpu_layers else "CPU"
     info = EngineInfo(
         model=name or text.stem,
         architecture="gemma4",

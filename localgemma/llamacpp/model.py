@@ -16,8 +16,8 @@ from localgemma.llamacpp import devices, library, log
 from localgemma.options import LoadOptions
 
 _SPLIT = {"none": 0, "layer": 1, "row": 2}  # llama.h enum llama_split_mode
-_USER_DEFINED = 1 << 3  # llama.h LLAMA_TOKEN_ATTR_USER_DEFINED
-_CONTROL = 1 << 2
+_USER_DEFINED = 1 << 4  # llama.h LLAMA_TOKEN_ATTR_USER_DEFINED
+_CONTROL = 1 << 3
 LONGEST_TEXT = 1 << 26  # bytes a text may have: far beyond 262,144 tokens
 
 
