@@ -1,0 +1,217 @@
+"""A conversation with an engine: turns, their events, and what stays of them.
+
+It knows the Engine protocol, the prompt renderer and the stream parser; it does not know llama.cpp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from localgemma.chat.turn import Turn
+from localgemma.engine import CancelToken, Control, Engine, Prompt, Request, SpanLimit, Text
+from localgemma.errors import BadConversation, UsageError
+from localgemma.gemma4.tokens import CHANNEL, CHANNEL_END
+from localgemma.messages import Answer, Done, Event, ImagePart, Message, Notice, Part, TextPart, ToolCall
+from localgemma.options import IMAGE_BUDGETS, ChatOptions, Sampling, updated
+
+_PATIENCE = 3.0  # seconds of prefill that a picture of automatic size may take
+_LEAST = 280  # and the budget that it always gets (design: --image-tokens auto)
+
+
+class Conversation:
+    """Turns with one engine. `send` streams events, `ask` waits for the whole answer.
+
+    One turn at a time: a second `send` while one is being read raises BadConversation.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        system: str | None = None,
+        options: ChatOptions | None = None,
+        sampling: Sampling | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        history: Sequence[Message] = (),
+        fetch: Callable[[str], bytes] | None = None,
+    ) -> None:
+        self.engine = engine
+        self.system = system
+        self.options = options or ChatOptions()
+        self.sampling = sampling or Sampling()
+        self.tools = tuple(tools)
+        self.last: Done | None = None
+        self._fetch = fetch
+        self._history = list(history)
+        self._start = 0  # turns before this one no longer fit into the context
+        self._busy = False
+
+    @property
+    def history(self) -> tuple[Message, ...]:
+        """The messages so far, oldest first, without the system message."""
+        return tuple(self._history)
+
+    def send(
+        self,
+        text: str,
+        images: Sequence[Any] = (),
+        *,
+        image_tokens: int | Literal["auto"] | None = None,
+        cancel: CancelToken | None = None,
+        **sampling: Any,
+    ) -> Iterator[Event]:
+        """Say something and stream the answer's events, Done last; leaving the loop cancels.
+
+        `images` are paths, bytes, PIL images, URLs or ImageParts; `"a.png#1120"` has its own budget. Any field of Sampling
+        may be given by name. Raises UsageError, BadMedia and PictureTooLarge at once, ContextOverflow at the first event.
+        """
+        parts: list[Part] = [self._picture(source, image_tokens) for source in images]
+        if text or not parts:
+            parts.append(TextPart(text))
+        return self._turn([*self._history, Message("user", tuple(parts))], updated(self.sampling, sampling), cancel)
+
+    def ask(self, text: str, images: Sequence[Any] = (), **options: Any) -> Answer:
+        """`send`, and wait for the whole answer."""
+        return collect(self.send(text, images, **options))
+
+    def reply(self, *, cancel: CancelToken | None = None, **sampling: Any) -> Iterator[Event]:
+        """Answer the conversation as it stands, which ends with a user or tool message."""
+        if not self._history or self._history[-1].role == "assistant":
+            raise BadConversation("There is nothing to answer.", "Say something first.")
+        return self._turn(list(self._history), updated(self.sampling, sampling), cancel)
+
+    def regenerate(self, *, cancel: CancelToken | None = None, **sampling: Any) -> Iterator[Event]:
+        """Answer the last user message again; its old answer goes."""
+        return self._turn(self._history[: self._last_user() + 1], updated(self.sampling, sampling), cancel)
+
+    def edit(self, index: int, text: str, *, cancel: CancelToken | None = None, **sampling: Any) -> Iterator[Event]:
+        """Replace the words of the user message at `index` of the history, and answer anew; what came after it goes."""
+        if not -len(self._history) <= index < len(self._history) or self._history[index].role != "user":
+            raise BadConversation(f"Message {index} is not one of yours.", "Choose a user message of the history.")
+        old = self._history[index]
+        kept = tuple(part for part in old.content if not isinstance(part, TextPart))
+        before = self._history[:index]
+        return self._turn([*before, replace(old, content=(*kept, TextPart(text)))], updated(self.sampling, sampling), cancel)
+
+    def add_result(self, call: ToolCall, result: Any) -> None:
+        """Put a tool's result into the conversation; `reply` goes on with it."""
+        self._idle()
+        self._history.append(Message("tool", tool_call_id=call.id, name=call.name, result=result))
+
+    def undo(self) -> Message:
+        """Take back the last user message and everything after it; returns that message."""
+        self._idle()
+        index = self._last_user()
+        removed = self._history[index]
+        del self._history[index:]
+        self._start = 0
+        return removed
+
+    def clear(self) -> None:
+        """Forget every turn; the system message and the options stay."""
+        self._idle()
+        self._history.clear()
+        self._start, self.last = 0, None
+
+    def prompt(self) -> Prompt:
+        """What the model would read next."""
+        return self._render(self._history[self._start :])
+
+    def _last_user(self) -> int:
+        for index in range(len(self._history) - 1, -1, -1):
+            if self._history[index].role == "user":
+                return index
+        raise BadConversation("There is no message of yours yet.", "Say something first.")
+
+    def _idle(self) -> None:
+        if self._busy:
+            raise BadConversation("An answer is still being written.", "Read it to its end, or cancel it, first.")
+
+    def _picture(self, source: Any, budget: int | Literal["auto"] | None) -> ImagePart:
+        from localgemma.chat.media import image_part, split_budget
+
+        if isinstance(source, ImagePart) and source.pixels is not None:
+            return source
+        limit = self.engine.info.image_tokens
+        if not limit:
+            raise UsageError("This model was loaded without a projector: it sees no pictures.", "Load it with --mmproj FILE.")
+        own: int | None = None
+        if isinstance(source, str) and not source.startswith("data:"):
+            source, own = split_budget(source)
+        wanted: Any = own or budget or self.options.image_tokens
+        if wanted == "auto":
+            quick = [size for size in IMAGE_BUDGETS if size <= self.engine.info.prefill_speed * _PATIENCE]
+            if self.engine.info.prefill_speed:
+                limit = min(limit, max([_LEAST, *quick]))
+        return image_part(source, budget=wanted, ceiling=limit, fetch=self._fetch)
+
+    def _render(self, messages: Sequence[Message]) -> Prompt:
+        from localgemma.gemma4.prompt import render
+
+        system = [Message("system", (TextPart(self.system),))] if self.system else []
+        return render(
+            [*system, *messages],
+            tools=list(self.tools) or None,
+            enable_thinking=self.options.thinking and self.options.think_budget > 0,
+            preserve_thinking=self.options.preserve_thinking,
+            add_generation_prompt=True,
+        )
+
+    def _fitted(self, messages: list[Message], sampling: Sampling) -> Prompt:
+        """The prompt, without the oldest turns that leave no room for an answer if that was asked for."""
+        start = min(self._start, len(messages) - 1)
+        prompt = self._render(messages[start:])
+        if self.options.overflow == "drop":
+            context = self.engine.info.context
+            room = min(sampling.max_tokens or context, context // 4)
+            while self.engine.count(prompt) + room > context:
+                following = next((i for i in range(start + 1, len(messages)) if messages[i].role == "user"), None)
+                if following is None:
+                    break
+                start = following
+                prompt = self._render(messages[start:])
+        self._start = start
+        return prompt
+
+    def _turn(self, messages: list[Message], sampling: Sampling, cancel: CancelToken | None) -> Iterator[Event]:
+        """One turn. What was said stays whatever happens; a turn that failed before its first word leaves no trace."""
+        self._idle()
+        before, earlier = self._history, (self._start if messages[: self._start] == self._history[: self._start] else 0)
+        self._busy, self._history, self._start = True, messages, earlier
+        turn = Turn(self.options.repetition_guard, cancel, len(messages))
+        done: Done | None = None
+        left = False
+        try:
+            prompt = self._fitted(messages, sampling)
+            if self._start > earlier:
+                gone = sum(message.role == "user" for message in messages[earlier : self._start])
+                yield Notice(f"The context is full: the {gone} oldest turn{'s' * (gone > 1)} will no longer be read.")
+            limit = SpanLimit(CHANNEL, CHANNEL_END, self.options.think_budget, insert=(Text("\n"), Control(CHANNEL_END)))
+            yield from turn.run(self.engine.generate(Request(prompt, sampling, limit), turn.token), prompt.open_span)
+            done = turn.done()
+        except GeneratorExit:
+            left = True
+            raise
+        finally:
+            if done is not None:
+                self._history.append(done.message)
+                self.last = done
+            elif left or turn.anything:
+                self._history.append(turn.message("cancelled"))
+            else:
+                self._history, self._start = before, 0
+            self._busy = False
+        yield done
+
+
+def collect(events: Iterator[Event]) -> Answer:
+    """Read a turn to its end."""
+    done: Done | None = None
+    for event in events:
+        if isinstance(event, Done):
+            done = event
+    assert done is not None  # every turn ends with Done or raises
+    said = done.message
+    return Answer(said.text, said.thinking, said.tool_calls, done.finish_reason, done.usage, done.timings, done.logprobs)

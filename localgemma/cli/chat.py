@@ -1,0 +1,211 @@
+"""`localgemma chat`: one question, a pipe, or a conversation."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from localgemma import settings
+from localgemma.cli.output import Output, as_json, interruptible
+from localgemma.engine import CancelToken
+from localgemma.errors import BadMedia, Cancelled, NotFound, UsageError
+from localgemma.messages import Done
+from localgemma.options import KV_TYPES, ChatOptions, LoadOptions, Sampling
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from localgemma.messages import Event, Progress
+    from localgemma.runtime import Model
+
+_LARGEST_TEXT = 10 << 20
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("prompt", required=False)
+@click.option("-m", "--model", default="demo", show_default=True, help="A model's name, or the path of its .gguf file.")
+@click.option("--mmproj", metavar="FILE", help="The projector for pictures; else mmproj*.gguf beside the model.")
+@click.option(
+    "-f", "--file", "files", multiple=True, metavar="FILE", help="A picture or text file; a.png#1120 sets its budget."
+)
+@click.option("--image-tokens", default="auto", show_default=True, metavar="N|auto", help="Tokens a picture may take.")
+@click.option("--system", metavar="TEXT|@FILE", help="The system message.")
+@click.option("--think/--no-think", default=False, show_default=True, help="Think before answering.")
+@click.option("--think-budget", type=int, metavar="N", help=f"Tokens of thought at most [{ChatOptions().think_budget}].")
+@click.option("--show-thinking/--hide-thinking", default=True, show_default=True, help="Show the thoughts on stderr.")
+@click.option("--max-tokens", type=int, metavar="N", help="Tokens of the answer at most.")
+@click.option("--temperature", type=float, metavar="T", help=f"0 is greedy [{Sampling().temperature}].")
+@click.option("--top-p", type=float, metavar="P", help=f"[{Sampling().top_p}]")
+@click.option("--top-k", type=int, metavar="K", help=f"[{Sampling().top_k}]")
+@click.option("--seed", type=int, metavar="N", help="The same seed gives the same answer.")
+@click.option("--json", "as_object", is_flag=True, help="Print one JSON object instead of text.")
+@click.option("--quiet", is_flag=True, help="Only the answer and errors.")
+@click.option("--offline", is_flag=True, help="Open no connection.")
+@click.option("--ctx", type=int, metavar="N", help="Context in tokens.")
+@click.option("--kv", type=click.Choice(KV_TYPES), help=f"Type of the KV cache [{LoadOptions().kv}].")
+@click.option("--gpu-layers", type=int, metavar="N", help="Layers on the GPU; 0 is none, -1 all.")
+def command(
+    prompt: str | None, model: str, mmproj: str | None, files: tuple[str, ...], image_tokens: str, system: str | None,
+    think: bool, think_budget: int | None, show_thinking: bool, max_tokens: int | None, temperature: float | None,
+    top_p: float | None, top_k: int | None, seed: int | None, as_object: bool, quiet: bool, offline: bool,
+    ctx: int | None, kv: Any, gpu_layers: int | None,
+) -> None:  # fmt: skip
+    """Talk with a model.
+
+    With PROMPT it answers once; a pipe is the prompt, or goes before PROMPT; without either you talk in turns.
+    The answer goes to stdout, thoughts and statistics to stderr.
+    """
+    if offline:
+        settings.go_offline()
+    sampling = _given(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
+    chat_options = _given(think_budget=think_budget) | {"thinking": think, "image_tokens": _budget(image_tokens)}
+    Sampling(**sampling), ChatOptions(**chat_options)  # wrong values are refused before the model is loaded
+    load = LoadOptions(**_given(ctx=ctx, kv=kv, gpu_layers=gpu_layers))
+    system = _system(system)
+    text = _prompt(prompt)
+    images, texts = attachments(files)
+    if text is None and as_object:
+        raise UsageError("--json needs a prompt.", "Give it as an argument or through a pipe.")
+    output = Output(quiet=quiet, show_thinking=show_thinking, silent_answer=as_object)
+    with open_model(model, mmproj, load, output) as opened:
+        chat = opened.chat(system=system, **chat_options, **sampling)
+        if text is None:
+            from localgemma.cli.interactive import Session
+
+            Session(opened, chat, output, images, texts).run()
+            return
+        done = answer(lambda token: chat.send("\n\n".join([*texts, text]), images, cancel=token), output)
+        if as_object:
+            click.echo(json.dumps(as_json(done, opened.info.model, str(opened.plan)), ensure_ascii=False, default=str))
+        output.finished(done)
+    if done.finish_reason == "cancelled":
+        raise click.Abort
+
+
+def answer(start: Any, output: Output) -> Done:
+    """Show a turn while it streams. `start(token)` gives its events; Ctrl-C cancels the token."""
+    token = CancelToken()
+    done: Done | None = None
+    with interruptible(token):
+        events: Iterator[Event] = start(token)
+        for event in events:
+            output.event(event)
+            if isinstance(event, Done):
+                done = event
+    if done is None:
+        raise Cancelled("Cancelled.")
+    return done
+
+
+def attachments(files: tuple[str, ...] | list[str]) -> tuple[list[str], list[str]]:
+    """Pictures (as `Conversation.send` takes them) and texts, told apart by what is in the files.
+
+    Raises NotFound and BadMedia.
+    """
+    images: list[str] = []
+    texts: list[str] = []
+    for name in files:
+        if name.startswith(("http://", "https://", "data:")):
+            images.append(name)
+            continue
+        path, picture = _existing(name)
+        found = None if picture else _text_of(path)
+        if found is None:
+            images.append(name)
+        else:
+            texts.append(f"{path.name}:\n\n{found}")
+    return images, texts
+
+
+def _existing(name: str) -> tuple[Path, bool]:
+    """The file, and whether it was given a picture's budget."""
+    from localgemma.chat.media import split_budget
+
+    bare, budget = split_budget(name)
+    path = Path(bare).expanduser()
+    try:
+        if path.is_dir():
+            raise BadMedia(f"{bare} is a folder.", "Give the files inside it, each with -f.")
+        if not path.exists():
+            raise NotFound(f"There is no file {bare}.", "Check its name, or give its whole path.")
+    except (OSError, ValueError):
+        raise BadMedia(f"{bare[:80]!r} is no file name.", "Check its name.") from None
+    return path, budget is not None
+
+
+def _text_of(path: Path) -> str | None:
+    """The file's text if it is one; None leaves it to the picture reader."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as stream:
+            start = stream.read(4096)
+            if start.startswith(b"%PDF"):
+                raise BadMedia(f"{path.name} is a PDF, which cannot be read yet.", "Save its pages as pictures or text.")
+            if not start or b"\0" in start:
+                return None
+            if size > _LARGEST_TEXT:
+                try:
+                    start[:-4].decode()
+                except UnicodeDecodeError:
+                    return None
+                raise BadMedia(f"{path.name} is too long a text.", "Give at most 10 MiB.")
+            return (start + stream.read()).decode()
+    except UnicodeDecodeError:
+        return None
+    except OSError as error:
+        raise BadMedia(f"{path.name} cannot be read: {error.strerror or error}.", "Check the file.") from None
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _budget(text: str) -> int | str:
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(f"--image-tokens cannot be {text!r}.", "Give 70, 140, 280, 560, 1120 or auto.") from None
+
+
+def _system(text: str | None) -> str | None:
+    if text is None or not text.startswith("@"):
+        return text
+    try:
+        return Path(text[1:]).expanduser().read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        raise NotFound(f"There is no file {text[1:]}.", "Check its name: --system @FILE") from None
+    except (OSError, UnicodeDecodeError, ValueError):
+        raise UsageError(f"{text[1:]} cannot be read as text.", "Give a UTF-8 text file: --system @FILE") from None
+
+
+def _prompt(prompt: str | None) -> str | None:
+    """The prompt with what comes through a pipe before it; None on a terminal without a prompt."""
+    if sys.stdin is None or sys.stdin.isatty():
+        return prompt
+    piped = click.get_binary_stream("stdin").read().decode("utf-8", "replace").strip()
+    if prompt is None and not piped:
+        raise UsageError("There is no prompt.", 'Give one: localgemma chat "…"')
+    return "\n\n".join(part for part in (piped, prompt) if part)
+
+
+def open_model(model: str, mmproj: str | None, load: LoadOptions, output: Output) -> Model:
+    """Load a model; Ctrl-C stops the load."""
+    from localgemma import runtime
+
+    token = CancelToken()
+
+    def told(event: Progress) -> bool:
+        output.progress(event)
+        return not token.cancelled
+
+    with interruptible(token):
+        opened = runtime.open(model, projector=mmproj, options=load, progress=told)
+    for note in opened.info.notes:
+        output.note(note)
+    return opened

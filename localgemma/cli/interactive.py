@@ -1,0 +1,263 @@
+"""The conversation on a terminal: a line is said to the model, a line with a slash is a command."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from localgemma import settings
+from localgemma.cli.chat import answer, attachments
+from localgemma.cli.output import Output, stats_line
+from localgemma.engine import CancelToken
+from localgemma.errors import LocalgemmaError, NotFound, UsageError
+from localgemma.messages import Event, ImagePart, Message, VideoPart
+
+if TYPE_CHECKING:
+    from localgemma.chat.conversation import Conversation
+    from localgemma.runtime import Model
+
+COMMANDS = {
+    "/file": "FILE…  attach pictures or texts to the next message",
+    "/think": "on | off | N  think before answering, at most N tokens",
+    "/system": "TEXT  set the system message; without TEXT remove it",
+    "/retry": "answer the last message again",
+    "/edit": "TEXT  replace your last message and answer anew",
+    "/undo": "take back your last message and its answer",
+    "/clear": "forget the conversation",
+    "/stats": "what the last answer cost, and the plan",
+    "/save": "FILE  write the conversation as Markdown, or JSON for .json",
+    "/help": "this list",
+    "/exit": "leave (or Ctrl-D)",
+}
+
+
+class Session:
+    """One interactive conversation with its attachments."""
+
+    def __init__(self, model: Model, chat: Conversation, output: Output, images: list[str], texts: list[str]) -> None:
+        self.model, self.chat, self.output = model, chat, output
+        self.images, self.texts = images, texts
+        self._read = _reader()
+        self._hinted = False
+
+    def run(self) -> None:
+        """Read and answer until /exit, the end of input, or Ctrl-C twice."""
+        self.output.note(f"{self.model.info.model}. /help lists the commands, Ctrl-D leaves.")
+        while True:
+            try:
+                line = self._read("> ").strip()
+            except EOFError:
+                return
+            except KeyboardInterrupt:
+                if self._hinted:
+                    raise
+                self._hinted = True
+                self.output.note("Ctrl-C again leaves.")
+                continue
+            self._hinted = False
+            if line == "/exit":
+                return
+            if line:
+                try:
+                    self.take(line)
+                except LocalgemmaError as error:
+                    self.output.error(str(error))
+
+    def take(self, line: str) -> None:
+        """Say a line to the model, attach the files that it names, or run a command."""
+        name, _, rest = line.partition(" ")
+        if name in COMMANDS:
+            getattr(self, f"do_{name[1:]}")(rest.strip())
+        elif name.startswith("/") and "/" not in name[1:] and not Path(name).exists():
+            raise UsageError(f"There is no command {name}.", "See /help.")
+        elif dropped := _dropped(line):
+            self._attach(dropped)
+        else:
+            self._say(line)
+
+    def _say(self, text: str) -> None:
+        images, texts = self.images, self.texts
+        events_text = "\n\n".join([*texts, text])
+        self._answer(lambda token: self.chat.send(events_text, images, cancel=token))
+        self.images, self.texts = [], []
+
+    def _answer(self, start: Callable[[CancelToken], Iterator[Event]]) -> None:
+        self.output.finished(answer(start, self.output))
+
+    def _attach(self, files: list[str]) -> None:
+        images, texts = attachments(files)
+        self.images, self.texts = [*self.images, *images], [*self.texts, *texts]
+        self.output.note(f"Attached to the next message: {', '.join(files)}")
+
+    def _reread(self) -> None:
+        if self.chat.history:
+            count = self.chat.engine.count(self.chat.prompt())
+            self.output.note(f"{count:,} tokens will be read again.")
+
+    def do_file(self, rest: str) -> None:
+        """Attach files."""
+        files = _split(rest)
+        if not files:
+            raise UsageError("/file needs a file.", "Write: /file picture.png")
+        self._attach(files)
+
+    def do_think(self, rest: str) -> None:
+        """Set thinking."""
+        options = self.chat.options
+        if rest in ("on", "off", ""):
+            thinking = rest == "on" if rest else not options.thinking
+            self.chat.options = replace(options, thinking=thinking)
+        elif rest.isdecimal():
+            self.chat.options = replace(options, thinking=int(rest) > 0, think_budget=int(rest))
+        else:
+            raise UsageError(f"/think cannot be {rest!r}.", "Write: /think on, /think off or /think 500")
+        options = self.chat.options
+        self.output.note(f"Thinking: at most {options.think_budget:,} tokens." if options.thinking else "Thinking is off.")
+        self._reread()
+
+    def do_system(self, rest: str) -> None:
+        """Set the system message."""
+        self.chat.system = rest or None
+        self.output.note("The system message is set." if rest else "There is no system message now.")
+        self._reread()
+
+    def do_retry(self, rest: str) -> None:
+        """Answer again."""
+        self._answer(lambda token: self.chat.regenerate(cancel=token))
+
+    def do_edit(self, rest: str) -> None:
+        """Replace the last message."""
+        mine = [index for index, message in enumerate(self.chat.history) if message.role == "user"]
+        if not mine:
+            raise UsageError("There is no message of yours yet.", "Say something first.")
+        text = rest or self._read("edit> ", self.chat.history[mine[-1]].text).strip()
+        if text:
+            self._answer(lambda token: self.chat.edit(mine[-1], text, cancel=token))
+
+    def do_undo(self, rest: str) -> None:
+        """Take back the last message."""
+        self.output.note(f"Taken back: {self.chat.undo().text[:60]}")
+
+    def do_clear(self, rest: str) -> None:
+        """Forget everything said."""
+        self.chat.clear()
+        self.images, self.texts = [], []
+        self.output.note("The conversation is empty.")
+
+    def do_stats(self, rest: str) -> None:
+        """The last answer's cost and the plan."""
+        if self.chat.last is not None:
+            self.output.note(stats_line(self.chat.last))
+        used = self.chat.engine.count(self.chat.prompt())
+        self.output.note(f"Context: {used:,} of {self.model.info.context:,} tokens\n{self.model.plan}")
+
+    def do_save(self, rest: str) -> None:
+        """Write the conversation to a new file."""
+        files = _split(rest)
+        if len(files) != 1:
+            raise UsageError("/save needs one file name.", "Write: /save chat.md")
+        path = Path(files[0]).expanduser()
+        try:
+            with path.open("x", encoding="utf-8") as stream:
+                stream.write(saved(self.chat.system, self.chat.history, path.suffix == ".json"))
+        except FileExistsError:
+            raise UsageError(f"{path} exists already.", "Choose another name.") from None
+        except (OSError, ValueError) as error:
+            raise NotFound(f"{path} cannot be written: {error}.", "Choose another place.") from None
+        self.output.note(f"Saved to {path}")
+
+    def do_help(self, rest: str) -> None:
+        """The list of commands."""
+        self.output.note("\n".join(f"{name:8} {text}" for name, text in COMMANDS.items()))
+
+
+def saved(system: str | None, history: Iterable[Message], as_json: bool) -> str:
+    """A conversation as a document; pictures by name only."""
+    if as_json:
+        rows: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+        for message in history:
+            row: dict[str, Any] = {"role": message.role, "content": message.text}
+            if message.thinking:
+                row["thinking"] = message.thinking
+            if message.tool_calls:
+                row["tool_calls"] = [asdict(call) | {"arguments": dict(call.arguments)} for call in message.tool_calls]
+            if files := _sources(message):
+                row["files"] = files
+            if message.cut:
+                row["cut"] = True
+            rows.append(row)
+        return json.dumps(rows, ensure_ascii=False, indent=1, default=str) + "\n"
+    lines = [f"**system**\n\n{system}\n"] if system else []
+    for message in history:
+        files_line = "".join(f"[{name}]\n" for name in _sources(message))
+        lines.append(f"**{message.role}**\n\n{files_line}{message.text}{' …' if message.cut else ''}\n")
+    return "\n".join(lines)
+
+
+def _sources(message: Message) -> list[str]:
+    return [part.source or "picture" for part in message.content if isinstance(part, (ImagePart, VideoPart))]
+
+
+def _split(text: str) -> list[str]:
+    try:
+        return shlex.split(text, posix=sys.platform != "win32")
+    except ValueError:
+        return [text]
+
+
+def _dropped(line: str) -> list[str]:
+    """The files of a line that is nothing but paths of files that exist: dropped or pasted into the terminal."""
+    if not any(mark in line for mark in ("/", "\\", ".")):
+        return []
+    names = _split(line)
+    try:
+        return names if names and all(Path(name).expanduser().is_file() for name in names) else []
+    except (OSError, ValueError):
+        return []
+
+
+def _reader() -> Callable[..., str]:
+    """Reads a line: prompt_toolkit on a terminal (history, Esc-Enter for a new line, completion), else plain."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+
+        def plain(prompt: str, default: str = "") -> str:
+            sys.stderr.write(prompt)
+            sys.stderr.flush()
+            line = sys.stdin.readline()
+            if not line:
+                raise EOFError
+            return line
+
+        return plain
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.completion import NestedCompleter, PathCompleter
+    from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+
+    keys = KeyBindings()
+
+    @keys.add("escape", "enter")
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    history: History = InMemoryHistory()
+    folder = settings.load().data_dir
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        history = FileHistory(str(folder / "chat-history"))
+    except OSError:  # a read-only home: the history lives as long as the chat
+        pass
+    completer = NestedCompleter.from_nested_dict(dict.fromkeys(COMMANDS))
+    paths = PathCompleter(expanduser=True)
+    completer.options.update({"/file": paths, "/save": paths})
+    session: PromptSession[str] = PromptSession(history=history, completer=completer, key_bindings=keys)
+
+    def rich(prompt: str, default: str = "") -> str:
+        return session.prompt(prompt, default=default)
+
+    return rich

@@ -1,0 +1,94 @@
+"""The root command and the one error boundary: a type becomes one sentence on stderr and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+import traceback
+from typing import Any, NoReturn
+
+import click
+
+from localgemma import __version__, settings
+from localgemma.errors import LocalgemmaError
+
+# name: (module, what it does); the modules are imported only when their command runs.
+_COMMANDS = {
+    "chat": ("localgemma.cli.chat", "Talk with a model: one question, a pipe, or a conversation."),
+    "bench": ("localgemma.cli.bench", "Measure how fast a model loads, reads and writes here."),
+}
+
+
+class Root(click.Group):
+    """Commands by name, imported late; every error of every command ends in `main`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names, in the order of the help."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command's module."""
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(_COMMANDS[cmd_name][0]).command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Run, and turn whatever happens into an exit code."""
+        kwargs["standalone_mode"] = False
+        try:
+            _set_up_logging()
+            result = super().main(*args, **kwargs)
+        except click.ClickException as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except (click.Abort, KeyboardInterrupt):
+            sys.exit(130)
+        except LocalgemmaError as error:
+            _say(f"Error: {error}")
+            sys.exit(error.exit_code)
+        except Exception as error:
+            if settings.load().log_level == "debug":
+                traceback.print_exc()
+            _say(
+                f"Error: Something went wrong inside localgemma ({type(error).__name__}: {_one_line(error)}). "
+                "See where with: LOCALGEMMA_LOG=debug"
+            )
+            sys.exit(1)
+        sys.exit(result if isinstance(result, int) else 0)
+
+
+def _set_up_logging() -> None:
+    level = logging.getLevelName(settings.load().log_level.upper())
+    logging.basicConfig(
+        stream=sys.stderr, level=level if isinstance(level, int) else logging.ERROR, format="%(name)s: %(message)s"
+    )
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+@click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="localgemma", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Gemma 4 31B on your own computer."""
+
+
+def main() -> NoReturn:
+    """The console script."""
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""Where output goes: the answer to stdout, everything else to stderr, each in the way its stream can show."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from localgemma.engine import CancelToken
+from localgemma.messages import Done, Event, Message, Notice, Progress, TextDelta, ThinkingDelta, Timings, ToolCall, Usage
+from localgemma.units import format_duration
+
+_STAGES = {"load": "Loading the model", "encode": "Looking at the picture", "prefill": "Reading"}
+# Control characters, which could move the cursor or recolour the terminal; tab and newline stay.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def clean(text: str) -> str:
+    """Text that cannot steer a terminal."""
+    return _CONTROL.sub("�", text.replace("\r\n", "\n"))
+
+
+class Output:
+    """The sink of one command. `quiet` leaves only the answer and errors, `silent_answer` (--json) holds the answer back."""
+
+    def __init__(self, *, quiet: bool = False, show_thinking: bool = True, silent_answer: bool = False) -> None:
+        self.quiet = quiet
+        self.show_thinking = show_thinking
+        self.silent_answer = silent_answer
+        self._bar = False
+        self._dimmed = False
+        self._blocks = _Blocks() if sys.stdout.isatty() and not silent_answer else None
+
+    def note(self, text: str) -> None:
+        """A sentence for the user."""
+        if not self.quiet:
+            self._clear()
+            click.echo(clean(text), err=True)
+
+    def error(self, text: str) -> None:
+        """What went wrong, said even when quiet."""
+        self._clear()
+        self._undim()
+        click.echo(f"Error: {clean(text)}", err=True)
+
+    def progress(self, event: Progress) -> None:
+        """How far something is; shown only on a terminal."""
+        if not self.quiet and sys.stderr.isatty() and event.total > 0:
+            share = min(100, int(100 * event.done / event.total))
+            left = f", {format_duration(event.seconds_left)} left" if event.seconds_left is not None else ""
+            click.echo(f"\r\x1b[K{_STAGES.get(event.stage, event.stage)}: {share} %{left}", nl=False, err=True)
+            self._bar = True
+
+    def event(self, event: Event) -> None:
+        """Show one event of a turn."""
+        if isinstance(event, Progress):
+            self.progress(event)
+        elif isinstance(event, ThinkingDelta):
+            self._think(event.text)
+        elif isinstance(event, TextDelta):
+            self._answer(event.text)
+        elif isinstance(event, ToolCall):
+            wrong = f" (unreadable: {event.error})" if event.error else ""
+            self.note(f"Tool call: {event.name}({', '.join(f'{k}={v!r}' for k, v in event.arguments.items())}){wrong}")
+        elif isinstance(event, Notice):
+            self._undim()
+            self.note(event.text)
+        elif isinstance(event, Done):
+            self.end()
+
+    def end(self) -> None:
+        """Finish the answer's last line."""
+        self._clear()
+        self._undim()
+        if self._blocks is not None:
+            self._blocks.end()
+        elif not self.silent_answer:
+            click.echo()
+
+    def finished(self, done: Done) -> None:
+        """Why the answer ended, if not by itself, and what it cost."""
+        reasons = {"length": "The answer was cut at its limit.", "cancelled": "Cancelled."}
+        if done.finish_reason in reasons:
+            self.note(reasons[done.finish_reason])
+        self.note(stats_line(done))
+
+    def _think(self, text: str) -> None:
+        if self.quiet or not self.show_thinking:
+            return
+        self._clear()
+        if sys.stderr.isatty():
+            self._dimmed = True
+            click.echo(click.style(clean(text), dim=True), nl=False, err=True, color=True)
+        else:
+            self._dimmed = True
+            click.echo(clean(text), nl=False, err=True)
+
+    def _answer(self, text: str) -> None:
+        if self.silent_answer:
+            return
+        self._clear()
+        self._undim()
+        if self._blocks is not None:
+            self._blocks.feed(clean(text))
+        else:
+            click.echo(text, nl=False)
+
+    def _undim(self) -> None:
+        if self._dimmed:
+            click.echo("\n", err=True)
+            self._dimmed = False
+
+    def _clear(self) -> None:
+        if self._bar:
+            click.echo("\r\x1b[K", nl=False, err=True)
+            self._bar = False
+
+
+class _Blocks:
+    """Markdown on a terminal, block by finished block (rich's Live repeats what is taller than the screen)."""
+
+    def __init__(self) -> None:
+        self._text = ""
+
+    def feed(self, text: str) -> None:
+        self._text += text
+        while (end := _block_end(self._text)) is not None:
+            block, self._text = self._text[:end], self._text[end:]
+            self._print(block)
+
+    def end(self) -> None:
+        block, self._text = self._text, ""
+        self._print(block)
+
+    @staticmethod
+    def _print(block: str) -> None:
+        if not block.strip():
+            return
+        from rich.console import Console
+        from rich.markdown import Markdown
+
+        console = Console()
+        console.print(Markdown(block))
+        console.print()
+
+
+def _block_end(text: str) -> int | None:
+    """Where the first block ends: after a blank line outside a code fence."""
+    fenced, at = False, 0
+    for line in text.splitlines(keepends=True):
+        at += len(line)
+        if line.lstrip().startswith(("```", "~~~")):
+            fenced = not fenced
+        elif not line.strip() and not fenced and line.endswith("\n") and text[: at - len(line)].strip():
+            return at
+    return None
+
+
+def stats_line(done: Done) -> str:
+    """Tokens and speeds of a turn in one line."""
+    usage, timings = done.usage, done.timings
+    parts = [f"{usage.prompt:,} tokens read" + (f" ({usage.cached:,} remembered)" if usage.cached else "")]
+    if usage.thinking:
+        parts.append(f"{usage.thinking:,} thought")
+    parts.append(f"{usage.answer:,} written")
+    if timings.decode_speed:
+        parts.append(f"{timings.decode_speed:,.1f} tokens/s")
+    if timings.first_token:
+        parts.append(f"first after {timings.first_token:.2f} s")
+    return " · ".join(parts)
+
+
+def as_json(done: Done, model: str, plan: str) -> dict[str, Any]:
+    """The object of --json."""
+    said: Message = done.message
+    usage: Usage = done.usage
+    timings: Timings = done.timings
+    return {
+        "content": said.text,
+        "thinking": said.thinking,
+        "tool_calls": [asdict(call) | {"arguments": dict(call.arguments)} for call in said.tool_calls],
+        "finish_reason": done.finish_reason,
+        "usage": asdict(usage),
+        "timings": asdict(timings),
+        "model": model,
+        "plan": plan.splitlines(),
+    }
+
+
+@contextmanager
+def interruptible(token: CancelToken) -> Iterator[None]:
+    """Ctrl-C cancels the token; a second one raises KeyboardInterrupt."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        if token.cancelled:
+            raise KeyboardInterrupt
+        token.cancel()
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

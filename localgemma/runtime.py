@@ -1,0 +1,196 @@
+"""Assembly: from a name to a file, its header, a plan, an engine and conversations. The one place that wires."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn
+
+from localgemma import settings
+from localgemma.chat.conversation import Conversation
+from localgemma.engine import Engine, EngineInfo
+from localgemma.errors import NotDownloaded, NotFound, UsageError
+from localgemma.messages import Progress
+from localgemma.options import ChatOptions, LoadOptions, Sampling, updated
+from localgemma.units import format_size
+
+DEMO = Path(__file__).parent / "assets" / "demo"
+NAMES = ("demo", "gemma-4-31b")
+_PULL = "Get it with: localgemma models pull gemma-4-31b"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One decision of the plan: what it is about, what was chosen, and why."""
+
+    what: str
+    chosen: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.chosen} ({self.reason})"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What was chosen for this load, and why; `str()` prints a line a choice."""
+
+    text: Path
+    projector: Path | None
+    options: LoadOptions
+    choices: tuple[Choice, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.choices))
+
+
+class Model:
+    """A loaded model. A context manager; `close` frees it."""
+
+    def __init__(self, engine: Engine, plan: Plan) -> None:
+        self.engine = engine
+        self.plan = plan
+
+    @property
+    def info(self) -> EngineInfo:
+        """What is loaded."""
+        return self.engine.info
+
+    def chat(
+        self,
+        system: str | None = None,
+        *,
+        thinking: bool = False,
+        tools: Sequence[Mapping[str, Any]] = (),
+        **options: Any,
+    ) -> Conversation:
+        """A new conversation; any field of ChatOptions and Sampling may be given by name.
+
+        `tools` are declarations in the OpenAI form; the calls come as events, and whoever reads them answers them with
+        `Conversation.add_result` and `reply`.
+        """
+        for tool in tools:
+            if not isinstance(tool, Mapping):
+                raise UsageError(f"{tool!r} is no tool declaration.", 'Give a mapping: {"type": "function", "function": {…}}.')
+        chat_names = {f.name for f in fields(ChatOptions)}
+        chat = {name: value for name, value in options.items() if name in chat_names}
+        rest = {name: value for name, value in options.items() if name not in chat_names}
+        return Conversation(
+            self.engine,
+            system,
+            updated(ChatOptions(thinking=thinking), chat),
+            updated(Sampling(), rest),
+            tools=tools,
+        )
+
+    def close(self) -> None:
+        """Free the model; conversations of it end."""
+        self.engine.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def open(
+    name: str | Path = "demo",
+    *,
+    projector: str | Path | None = None,
+    options: LoadOptions | None = None,
+    progress: Callable[[Progress], bool | None] | None = None,
+) -> Model:
+    """Load a model by name or path; it never downloads.
+
+    `progress` sees how far the load is; if it returns False, the load is cancelled. Raises NotFound, NotDownloaded,
+    BadModelFile, LibraryError, DoesNotFit and Cancelled.
+    """
+    from localgemma.llamacpp.engine import open_engine
+
+    options = options or LoadOptions()
+    text, beside, why = _locate(name)
+    plan, notes = _plan(text, (Path(projector), "you gave it") if projector else beside, why, options)
+
+    def told(done: float) -> bool:
+        return progress is None or progress(Progress("load", done, 1.0)) is not False
+
+    engine = open_engine(text, plan.projector, plan.options, name=_shown(name), notes=notes, progress=told)
+    return Model(engine, plan)
+
+
+def pull(name: str) -> NoReturn:
+    """Download a model; not built yet."""
+    raise NotFound(f"{name} cannot be downloaded yet.", "Downloads come with: localgemma models (not built yet)")
+
+
+def _shown(name: str | Path) -> str:
+    return "demo" if str(name) == "demo" else Path(name).stem
+
+
+def _locate(name: str | Path) -> tuple[Path, tuple[Path, str] | None, str]:
+    """The model's file, the projector beside it with the reason, and why this file."""
+    if str(name) == "demo":
+        return DEMO / "text.gguf", (DEMO / "mmproj.gguf", "ships with the demo model"), "the demo model, a toy"
+    shown = str(name)
+    is_path = isinstance(name, Path) or shown.endswith(".gguf") or "/" in shown or "\\" in shown
+    if is_path:
+        path = Path(name).expanduser()
+        return path, _beside(path), "you gave it"
+    if shown.lower().split(":")[0].split("@")[0] in ("gemma-4-31b", "gemma-4-31b-it"):
+        raise NotDownloaded(f"{shown} is not on this machine (about 17.7 GB at Q4_0).", _PULL)
+    try:
+        exists = Path(shown).is_file()
+    except (OSError, ValueError):  # a name too long for the file system, or with a NUL byte
+        exists = False
+    if exists:
+        return Path(shown), _beside(Path(shown)), "you gave it"
+    near = difflib.get_close_matches(shown.lower(), NAMES, 2, 0.5)
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"There are: {', '.join(NAMES)}, or the path of a .gguf file."
+    raise NotFound(f"There is no model {shown[:80]!r}.", hint)
+
+
+def _beside(path: Path) -> tuple[Path, str] | None:
+    try:
+        found = sorted(path.parent.glob("mmproj*.gguf"))
+    except (OSError, ValueError):
+        return None
+    return (found[0], f"lies beside {path.name}") if found else None
+
+
+def _plan(text: Path, projector: tuple[Path, str] | None, why: str, options: LoadOptions) -> tuple[Plan, tuple[str, ...]]:
+    """Check the files and say what will be loaded; notes are what the user should see once."""
+    from localgemma.files.header import check_projector, check_text_model, read_header
+
+    header = read_header(text)
+    check_text_model(header)
+    choices = [Choice("model", f"{text.name}, {format_size(header.file_size)}", why)]
+    notes: list[str] = []
+    file: Path | None = None
+    if projector and options.image_tokens:
+        from localgemma.files.projector import corrected
+
+        file, reason = projector
+        check_projector(read_header(file), header.number("gemma4.embedding_length") or 0)
+        file, note = corrected(file, settings.load().cache_dir / "projectors")
+        choices.append(Choice("pictures", f"{projector[0].name}, at most {options.image_tokens:,} tokens each", reason))
+        if note:
+            notes.append(note)
+            choices.append(Choice("projector", "a corrected copy", note))
+    else:
+        reason = "you asked for none" if not options.image_tokens else "there is no mmproj*.gguf beside the model"
+        options = replace(options, image_tokens=0)
+        choices.append(Choice("pictures", "none", reason))
+    trained = header.number("gemma4.context_length")
+    if options.ctx is None:
+        options = replace(options, ctx=min(trained or 8192, 8192))
+        choices.append(Choice("context", f"{options.ctx:,} tokens", "the default; --ctx N changes it"))
+    else:
+        choices.append(Choice("context", f"{options.ctx:,} tokens", f"you asked for it; trained for {trained or 0:,}"))
+    choices.append(Choice("KV cache", options.kv, "the default" if options.kv == "f16" else "you asked for it"))
+    layers = "all" if options.gpu_layers in (None, -1) else str(options.gpu_layers)
+    choices.append(Choice("layers on the GPU", layers, "if there is one" if options.gpu_layers is None else "you asked"))
+    return Plan(text, file, options, tuple(choices)), tuple(notes)
