@@ -19,7 +19,6 @@ import shutil
 import subprocess
 import sys
 import time
-import tomllib
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -38,7 +37,13 @@ CUDA_RUNTIME = {
     13: ("nvidia-cuda-runtime>=13,<14", "nvidia-cublas>=13,<14"),
 }
 BACKENDS = ("cpu", "cuda", "metal", "rocm", "vulkan")
-CMAKE = {"cpu": "", "cuda": "-DGGML_CUDA=ON", "metal": "-DGGML_METAL=ON", "rocm": "-DGGML_HIP=ON", "vulkan": "-DGGML_VULKAN=ON"}
+CMAKE = {
+    "cpu": "",
+    "cuda": "-DGGML_CUDA=ON",
+    "metal": "-DGGML_METAL=ON",
+    "rocm": "-DGGML_HIP=ON",
+    "vulkan": "-DGGML_VULKAN=ON",
+}
 LOAD = """
 import ctypes, glob, site
 for folder in site.getsitepackages():
@@ -187,7 +192,7 @@ def has_compiler() -> bool:
 
 def vswhere() -> bool:
     """Whether Visual Studio's finder is installed, which comes with its build tools."""
-    base = os.environ.get("ProgramFiles(x86)", r"C:\Program Files (x86)")
+    base = os.environ.get("PROGRAMFILES(X86)", r"C:\Program Files (x86)")
     return Path(base, "Microsoft Visual Studio", "Installer", "vswhere.exe").exists()
 
 
@@ -205,8 +210,13 @@ def need_compiler(talk: Talk) -> None:
     elif sys.platform == "darwin":
         how = "xcode-select --install"
     else:
-        known = {"apt-get": "sudo apt-get install cmake g++", "dnf": "sudo dnf install cmake gcc-c++"}
-        known |= {"pacman": "sudo pacman -S cmake gcc", "zypper": "sudo zypper install cmake gcc-c++", "apk": "apk add cmake g++"}
+        known = {
+            "apt-get": "sudo apt-get install cmake g++",
+            "dnf": "sudo dnf install cmake gcc-c++",
+            "pacman": "sudo pacman -S cmake gcc",
+            "zypper": "sudo zypper install cmake gcc-c++",
+            "apk": "apk add cmake g++",
+        }
         how = next((command for tool, command in known.items() if shutil.which(tool)), how)
     raise SetupError(f"llama.cpp has to be compiled here, and there is no C++ compiler: install one with: {how}")
 
@@ -214,7 +224,7 @@ def need_compiler(talk: Talk) -> None:
 def need_toolkit(backend: str) -> None:
     """The GPU system's own compiler, for a build from source."""
     if backend == "cuda" and not (shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")):
-        raise SetupError("No ready CUDA wheel can be had, and nvcc is missing: install the CUDA toolkit (nvidia-cuda-toolkit).")
+        raise SetupError("No ready CUDA wheel can be had, and nvcc is missing: install nvidia-cuda-toolkit.")
     if backend == "rocm" and not hip():
         raise SetupError("ROCm's compiler hipcc is missing: install the package hipcc (rocm-hip-sdk).")
     if backend == "vulkan" and not shutil.which("glslc"):
@@ -284,7 +294,8 @@ def pip(*arguments: str, env: dict[str, str] | None = None) -> None:
     full.pop("PIP_USER", None)
     full.pop("PIP_TARGET", None)
     full.pop("PYTHONPATH", None)
-    done = subprocess.run(command, env=full, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False)
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8", "errors": "replace"}
+    done = subprocess.run(command, env=full, check=False, **output)  # type: ignore[call-overload]
     if done.returncode:
         last = "\n".join(done.stdout.strip().splitlines()[-25:])
         raise SetupError(f"pip could not do its part; its last lines:\n{last}\n(the command was: pip {' '.join(arguments)})")
@@ -295,6 +306,8 @@ def pip(*arguments: str, env: dict[str, str] | None = None) -> None:
 
 def pinned_version() -> str:
     """The version of llama-cpp-python that pyproject.toml pins."""
+    import tomllib  # new in 3.11; the starting scripts look for such a Python
+
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     for line in project["dependencies"]:
         if found := re.fullmatch(r"llama-cpp-python==([\w.]+)", line.replace(" ", "")):
@@ -432,10 +445,10 @@ def alone() -> Iterator[None]:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="bootstrap", description="Make .venv and install localgemma with a suitable llama.cpp.")
+    parser = argparse.ArgumentParser(prog="bootstrap", description="Make .venv and install localgemma in it.")
     parser.add_argument("--backend", choices=BACKENDS, help="the llama.cpp build, instead of the one that suits this machine")
     parser.add_argument("--dev", action="store_true", help="also what the tests need")
-    parser.add_argument("--extra", action="append", default=[], metavar="NAME", help="also this optional part, such as pdf or video")
+    parser.add_argument("--extra", action="append", default=[], metavar="NAME", help="also an optional part, such as pdf")
     parser.add_argument("--quiet", action="store_true", help="print failures only")
     return parser.parse_args(arguments)
 
@@ -444,9 +457,6 @@ def main(arguments: list[str] | None = None) -> int:
     """Set up; the exit status."""
     options = parse(arguments)
     talk = Talk(options.quiet)
-    if sys.version_info < (3, 11):
-        print("Python 3.11 or newer is needed; this one is older.", file=sys.stderr)
-        return 1
     wanted = sorted({*options.extra, *(["dev"] if options.dev else [])})
     started = time.monotonic()
     try:

@@ -33,9 +33,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
 }
 ONLY_IN: dict[str, set[str]] = {
-    **dict.fromkeys(("ctypes", "llama_cpp"), {"llamacpp"}),
-    **dict.fromkeys(("click", "rich", "prompt_toolkit"), {"cli"}),
-    **dict.fromkeys(("socket", "urllib.request", "http.client", "httpx", "requests"), {"net"}),
+    **{name: {"llamacpp"} for name in ("ctypes", "llama_cpp")},
+    **{name: {"cli"} for name in ("click", "rich", "prompt_toolkit")},
+    **{name: {"net"} for name in ("socket", "urllib.request", "http.client", "httpx", "requests")},
 }
 MAX_MODULE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 300, 60, 8
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -81,8 +81,8 @@ def imports_in(tree: ast.Module, path: Path) -> Iterator[tuple[int, str]]:
             base += [node.module] if node.module else []
             yield from ((node.lineno, ".".join([*base, alias.name])) for alias in node.names)
         elif isinstance(node, ast.Call) and dotted(node.func) in ("importlib.import_module", "import_module", "__import__"):
-            if node.args and isinstance(node.args[0], ast.Constant) and isinstance(node.args[0].value, str):
-                yield node.lineno, node.args[0].value
+            names = [arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant)]
+            yield from ((node.lineno, name) for name in names if isinstance(name, str))
 
 
 def wrong_imports(tree: ast.Module, path: Path) -> Iterator[str]:
