@@ -240,9 +240,9 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("La", "RGBa"):
         image = image.convert("LA" if image.mode == "La" else "RGBA")
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
-        clear = image.convert("RGBA")
+        clear = image if image.mode == "RGBA" else image.convert("RGBA")
         white = Pillow.new("RGB", clear.size, (255, 255, 255))
-        white.paste(clear.convert("RGB"), mask=clear.getchannel("A"))
+        white.paste(clear.convert("RGB"), mask=clear)
         return white
     return image.copy() if image.mode == "RGB" else image.convert("RGB")
 
