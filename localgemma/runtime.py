@@ -136,6 +136,8 @@ def _locate(name: str | Path) -> tuple[Path, tuple[Path, str] | None, str]:
     if str(name) == "demo":
         return DEMO / "text.gguf", (DEMO / "mmproj.gguf", "ships with the demo model"), "the demo model, a toy"
     shown = str(name)
+    if "\0" in shown:
+        raise NotFound(f"{shown[:80]!r} is no file name.", "Give a model's name, or the path of a .gguf file.")
     is_path = isinstance(name, Path) or shown.endswith(".gguf") or "/" in shown or "\\" in shown
     if is_path:
         path = Path(name).expanduser()

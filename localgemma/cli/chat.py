@@ -188,7 +188,7 @@ def _prompt(prompt: str | None) -> str | None:
     """The prompt with what comes through a pipe before it; None on a terminal without a prompt."""
     if sys.stdin is None or sys.stdin.isatty():
         return prompt
-    piped = click.get_binary_stream("stdin").read().decode("utf-8", "replace").strip()
+    piped = sys.stdin.buffer.read().decode("utf-8", "replace").strip()
     if prompt is None and not piped:
         raise UsageError("There is no prompt.", 'Give one: localgemma chat "…"')
     return "\n\n".join(part for part in (piped, prompt) if part)
