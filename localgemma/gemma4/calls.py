@@ -2,7 +2,7 @@
 
 Strings stand between `<|"|>` markers and have no escapes. Also read, because the model writes them at times: JSON strings,
 strings between `\\"` or `"\\""`, single quotes or none (one word), quoted keys, a doubled outer brace,
-a comma before a closing bracket.
+a comma before a closing bracket, `:NAME{` without its `call`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from localgemma.gemma4.tokens import QUOTE
 from localgemma.messages import ToolCall
 
 MAX_DEPTH = 64
-HEAD = re.compile(r"\s*call:[ \t]*([^\s{}<>\"'|]+)\s*")
+MAX_DIGITS = 4000  # Python refuses to read more than 4,300
+HEAD = re.compile(r"\s*(?:call:[ \t]*|:(?=[^\s{}]+\{))([^\s{}()<>\"'|]+)\s*")
 _SPACE = re.compile(r"\s*")
 _BARE_KEY = re.compile(r"[^:,{}\[\]\"'<>\s](?:[^:,{}\[\]\"<>]*[^:,{}\[\]\"<>\s])?(?=\s*:)")
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?(?![\w.])")
@@ -33,15 +34,15 @@ class CallSyntaxError(ValueError):
 def read_call(raw: str, quotes: Collection[int] | None = None) -> ToolCall:
     """The call written in `raw`, the text between the call markers; never raises, `error` says what was wrong.
 
-    `quotes` are the offsets at which `<|"|>` is a marker and not text that spells one; None: wherever it stands.
+    `quotes` are the offsets at which `<|"|>` is a marker and not text that spells one; None or empty: wherever it stands.
     """
     head = HEAD.match(raw)
-    name = head.group(1) if head else ""
+    name = head.group(1).rstrip(":") if head else ""
     if head is None:
         return ToolCall("", {}, raw=raw, error="the call does not begin with call:NAME")
     try:
         arguments = _Reader(raw, quotes or None).arguments(head.end())
-    except (CallSyntaxError, ValueError) as error:
+    except CallSyntaxError as error:
         return ToolCall(name, {}, raw=raw, error=str(error))
     return ToolCall(name, arguments, raw=raw)
 
@@ -136,7 +137,11 @@ class _Reader:
         number = _NUMBER.match(self.raw, self.at)
         if number:
             self.at = number.end()
-            return float(number.group()) if number.group(1) or number.group(2) else int(number.group())
+            if number.group(1) or number.group(2):
+                return float(number.group())
+            if len(number.group()) > MAX_DIGITS:
+                raise self._error("a number too long")
+            return int(number.group())
         word = _WORD.match(self.raw, self.at)
         if word:
             self.at = word.end()

@@ -24,7 +24,7 @@ Item: TypeAlias = tuple[str, bool]  # text, or a marker's name and True
 LABEL = "thought\n"
 CALL_START = "call:"
 ANCHORS = ("<|turn>model\n", tokens.RESPONSE_END)
-_BARE_HEAD = re.compile(r"call:[^\s{}<>\"'|]{1,200}")
+_BARE_HEAD = re.compile(r"call:[^\s{}()<>\"'|]{1,200}")
 _ANY_MARKER = re.compile("(" + "|".join(re.escape(name) for name in tokens.EVERY_CONTROL) + ")")
 
 
@@ -271,13 +271,20 @@ def parse_response(text: str, prefix: str = "") -> dict[str, Any]:
     parser = Parser()
     events = parser._run(split_markers(prefix[start:] + text)) + parser.finish()
     message: dict[str, Any] = {"role": "assistant"}
-    thinking = "".join(event.text for event in events if isinstance(event, ThinkingDelta)).strip()
-    content = "".join(event.text for event in events if isinstance(event, TextDelta)).strip()
+    thinking = _unmarked("".join(event.text for event in events if isinstance(event, ThinkingDelta))).strip()
+    content = _unmarked("".join(event.text for event in events if isinstance(event, TextDelta))).strip()
     calls = [_function(event) for event in events if isinstance(event, ToolCall)]
     message |= {"reasoning_content": thinking} if thinking else {}
     message |= {"content": content} if content else {}
     message |= {"tool_calls": calls} if calls else {}
     return message
+
+
+def _unmarked(text: str) -> str:
+    """Without the markers that dropping others has made, as in `<tu<eos>rn|>`."""
+    while (clean := _ANY_MARKER.sub("", text)) != text:
+        text = clean
+    return text
 
 
 def _function(call: ToolCall) -> dict[str, Any]:

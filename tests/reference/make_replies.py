@@ -17,12 +17,13 @@ from transformers.utils.chat_parsing.response_parser import parse_response
 
 TEMPLATE = next(template for types, template in TEMPLATES.items() if "gemma4" in types)
 Q = '<|"|>'
-WORDS = (
-    "the sum is 42. / Grüße aus Köln / 東京は晴れ / 🙂🏽 ok / مرحبا / e\u0301 combined / a < b > c | d / <b>bold</b> / {\"k\": [1, 2]} / "
-    "call:me{maybe:1} / \\n and \\\" stay / 50 % / `x = {}` / \"quoted\", he said / it's / $a_{i}$ / thought / <tool / <|"
-).split(" / ")
-NAMES = "get_weather lookup f sum2 _private Suche_im_Netz ask_größe".split()
-KEYS = "location days unit deep tags x1 größe note q_2 items".split()
+WORDS = [
+    "the sum is 42.", "Grüße aus Köln", "東京は晴れ", "🙂🏽 ok", "مرحبا", "e\u0301 combined", "a < b > c | d", "<b>bold</b>",
+    '{"k": [1, 2]}', "call:me{maybe:1}", '\\n and \\" stay', "50 %", "`x = {}`", '"quoted", he said', "it's", "$a_{i}$",
+    "thought", "<tool", "<|",
+]  # fmt: skip
+NAMES = ["get_weather", "lookup", "f", "sum2", "_private", "Suche_im_Netz", "ask_größe"]
+KEYS = ["location", "days", "unit", "deep", "tags", "x1", "größe", "note", "q_2", "items"]
 PROMPTS = (
     "",
     "<bos><|turn>user\nHi<turn|>\n<|turn>model\n",
@@ -53,7 +54,8 @@ def value(rng: random.Random, depth: int = 0) -> str:
     if kind == 4:
         return rng.choice(["true", "false", "null"])
     if kind == 5:
-        return json.dumps(rng.choice(["plain", 'with "quotes"', "line\nbreak", "ünï", "{a:1}"]), ensure_ascii=rng.random() < 0.5)
+        text = rng.choice(["plain", 'with "quotes"', "line\nbreak", "ünï", "{a:1}"])
+        return json.dumps(text, ensure_ascii=rng.random() < 0.5)
     if kind == 6:
         return "[" + rng.choice([",", ", "]).join(value(rng, depth + 1) for _ in range(rng.randrange(4))) + "]"
     return arguments(rng, depth + 1)
