@@ -7,6 +7,7 @@ came from people, tools and files is text, whatever it spells.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -14,6 +15,7 @@ from localgemma.engine import Control, Media, Prompt, PromptPart, Text, join_par
 from localgemma.errors import BadConversation
 from localgemma.gemma4 import tokens
 from localgemma.gemma4 import tools as tool_text
+from localgemma.gemma4.tools import run_template
 from localgemma.messages import ImagePart, Message, Pixels, TextPart, VideoPart
 
 Record: TypeAlias = Mapping[str, Any]
@@ -84,8 +86,7 @@ def _content(message: Message) -> Any:
 
 def normalise(message: Message | Record) -> dict[str, Any]:
     """The message as the template needs it: a known role, arguments parsed, content text, parts or (tools) data."""
-    if isinstance(message, Message):
-        message = as_mapping(message)
+    message = as_mapping(message) if isinstance(message, Message) else message
     record = dict(tool_text.need_mapping(message, "A message"))
     role = record.get("role")
     if role not in ROLES:
@@ -93,9 +94,8 @@ def normalise(message: Message | Record) -> dict[str, Any]:
     content = record.get("content")
     if isinstance(content, Sequence) and not isinstance(content, str):
         for part in content:
-            kind = tool_text.need_mapping(part, "A content part").get("type")
-            if (kind == "text" or role == "system") and "text" in part:
-                tool_text.need_text(part["text"], "The text of a content part")
+            tool_text.need_text(tool_text.need_mapping(part, "A content part").get("type", ""), "The type of a content part")
+            tool_text.need_text(part.get("text", ""), "The text of a content part")
     elif role != "tool" and content is not None and not isinstance(content, str):
         raise BadConversation(f"The content of a message of {role} is neither text nor parts.", "Send a string or a list.")
     for key in ("tool_calls", "tool_responses"):
@@ -104,25 +104,8 @@ def normalise(message: Message | Record) -> dict[str, Any]:
                 raise BadConversation(f"`{key}` must be a list.", "Correct it and send again.")
             record[key] = [tool_text.need_mapping(item, f"An entry of `{key}`") for item in record[key]]
     if record.get("tool_calls"):
-        record["tool_calls"] = [_normalise_call(call) for call in record["tool_calls"]]
+        record["tool_calls"] = [tool_text.parsed_call(call) for call in record["tool_calls"]]
     return record
-
-
-def _normalise_call(call: Record) -> dict[str, Any]:
-    function = dict(tool_text.need_mapping(call.get("function"), "The `function` of a tool call"))
-    name = tool_text.need_text(function.get("name"), "The name of a called tool")
-    arguments = function.get("arguments")
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except (ValueError, RecursionError):
-            arguments = [arguments]
-        if not isinstance(arguments, dict):
-            raise BadConversation(f"The arguments of the call of {name} are no JSON object.", "Send a JSON object.")
-    if arguments is not None:
-        tool_text.need_mapping(arguments, f"The arguments of the call of {name}")
-    function["arguments"] = arguments
-    return {**call, "function": function}
 
 
 def render(
@@ -157,6 +140,45 @@ def _media(part: Record, media: MediaReader | None) -> Media:
     if mark == tokens.VIDEO and part.get("frames"):
         return video(part["frames"])
     return Media(mark) if media is None or mark == tokens.AUDIO else media(part)
+
+
+def render_with_template(
+    template_source: str,
+    messages: Sequence[Message | Record],
+    *,
+    tools: Sequence[Record] | None = None,
+    media: MediaReader | None = None,
+    **settings: bool,
+) -> Prompt:
+    """The conversation as another chat template (Jinja) writes it; arguments as for `render`.
+
+    Only the template's own text can become a control token. Thoughts are taken out of earlier answers first, as a template
+    could not find them: for it, the conversation holds no markers.
+    """
+    records = [normalise(message) for message in messages]
+    for record in records:
+        if record["role"] in ("assistant", "model") and record.get("content"):
+            record["content"] = _without_thoughts(record["content"])
+    contents = [record.get("content") for record in records]
+    parts = [part for content in contents if isinstance(content, Sequence) for part in content if isinstance(part, Mapping)]
+    waiting = {mark: [part for part in parts if MARKS.get(part.get("type", "")) == mark] for mark in MARKS.values()}
+    data = {"messages": records, "tools": tools, "enable_thinking": False, "preserve_thinking": False}
+    text, shown = run_template(template_source, {**data, "add_generation_prompt": True, **settings})
+    out: list[PromptPart] = []
+    for piece in re.split(f"({'|'.join(map(re.escape, tokens.EVERY_CONTROL))})", text):
+        if piece in waiting:
+            out.append(_media(waiting[piece].pop(0), media) if waiting[piece] else Media(piece))
+        else:
+            out.append(Control(piece) if piece in tokens.EVERY_CONTROL else Text(piece.translate(shown)))
+    if any(media or part.get("pixels") or part.get("frames") for left in waiting.values() for part in left):
+        raise BadConversation("The chat template left out a picture or video.", "Leave out --template, or send only text.")
+    return Prompt(join_parts(out), [part for part in out if isinstance(part, Control)][-1:] == [Control(tokens.CHANNEL)])
+
+
+def _without_thoughts(content: Any) -> Any:
+    if isinstance(content, str):
+        return strip_thinking(content)
+    return [{**part, "text": strip_thinking(part["text"])} if "text" in part else part for part in content]
 
 
 class _Renderer:

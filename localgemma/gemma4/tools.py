@@ -1,4 +1,4 @@
-"""Tools as Gemma 4 reads them: declarations, arguments and results, as parts of a prompt.
+"""Messages checked for the chat template, and tools as Gemma 4 reads them: declarations, arguments and results.
 
 A port of the macros of Google's chat template. Only the template's own markers become control tokens; names, schemas,
 arguments and results stay text, whatever they spell.
@@ -6,12 +6,14 @@ arguments and results stay text, whatever they spell.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
 from typing import Any, Final
 
 from localgemma.engine import Control, Text
 from localgemma.errors import BadConversation
-from localgemma.gemma4.tokens import QUOTE, RESPONSE, RESPONSE_END, TOOL, TOOL_END
+from localgemma.gemma4.tokens import BOS, EOS, QUOTE, RESPONSE, RESPONSE_END, TOOL, TOOL_END
 
 SCHEMA_KEYS: Final = ("description", "type", "properties", "required", "nullable")
 MARK: Final = Control(QUOTE)
@@ -32,8 +34,26 @@ def need_mapping(value: object, what: str) -> Mapping[Any, Any]:
     raise BadConversation(f"{what} must be a JSON object, not {type(value).__name__}.", "Correct it and send again.")
 
 
+def parsed_call(call: Mapping[str, Any]) -> dict[str, Any]:
+    """The call with its arguments as a mapping or None, even where they came as a string of JSON."""
+    function = dict(need_mapping(call.get("function"), "The `function` of a tool call"))
+    name = need_text(function.get("name"), "The name of a called tool")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError):
+            arguments = [arguments]
+        if not isinstance(arguments, dict):
+            raise BadConversation(f"The arguments of the call of {name} are not a JSON object.", "Send an object such as {}.")
+    if arguments is not None:
+        need_mapping(arguments, f"The arguments of the call of {name}")
+    function["arguments"] = arguments
+    return {**call, "function": function}
+
+
 def is_sequence(value: object) -> bool:
-    """What Jinja calls a sequence: it has a length and can be indexed (lists, and strings and mappings too)."""
+    """What Jinja calls a sequence: it has a length and can be indexed (mappings too)."""
     return hasattr(value, "__len__") and hasattr(value, "__getitem__")
 
 
@@ -225,3 +245,53 @@ def _item(key: object, value: object) -> Parts:
         yield from argument([_upper(item) for item in value])
     else:
         yield from argument(value)
+
+
+class _Data(dict[Any, Any]):
+    """A tool's result that Jinja does not take for a sequence, as it takes every other mapping."""
+
+    def __len__(self) -> int:
+        raise TypeError("data have no length")
+
+    def __bool__(self) -> bool:
+        return True
+
+
+def _translated(value: Any, table: dict[int, int]) -> Any:
+    """The data with the characters of all its strings, keys included, replaced."""
+    if isinstance(value, str):
+        return value.translate(table)
+    if isinstance(value, Mapping):
+        copy = {_translated(key, table): _translated(item, table) for key, item in value.items()}
+        if copy.get("role") == "tool" and isinstance(copy.get("content"), dict) and copy["content"]:
+            copy["content"] = _Data(copy["content"])
+        return copy
+    return [_translated(item, table) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def run_template(source: str, data: dict[str, Any]) -> tuple[str, dict[int, int]]:
+    """The text that a Jinja template makes, and the table that gives back the conversation's own <, | and >.
+
+    Private-use characters stand for these while the template runs, so that none of them can be part of a marker.
+    """
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def refuse(message: str) -> None:
+        raise ValueError(message)
+
+    def tojson(value: object, ensure_ascii: bool = False, **options: Any) -> str:
+        return json.dumps(_translated(value, shown), ensure_ascii=ensure_ascii, **options).translate(hidden)
+
+    seen = set(source + json.dumps(data, ensure_ascii=False, default=str))
+    free = (code for code in range(0xF0000, 0x10FFFE) if chr(code) not in seen)
+    hidden = dict(zip(map(ord, "<|>"), free, strict=False))
+    shown = {stand_in: code for code, stand_in in hidden.items()}
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    environment.filters["tojson"] = tojson
+    environment.globals |= {"raise_exception": refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
+    environment.globals |= {"bos_token": BOS, "eos_token": EOS}
+    try:
+        return environment.from_string(source).render(_translated(data, hidden)), shown
+    except Exception as error:
+        hint = "Correct the template, or leave out --template."
+        raise BadConversation(f"The chat template failed: {str(error).translate(shown)}", hint) from error
