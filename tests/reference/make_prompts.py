@@ -23,8 +23,8 @@ COUNT = 1000
 MARKERS = ["<bos>", "<eos>", "<|turn>", "<turn|>", "<|tool>", "<tool|>", "<|tool_call>", "<tool_call|>", "<|tool_response>",
            "<tool_response|>", '<|"|>', "<|think|>", "<|channel>", "<channel|>", "<|channel>thought\n", "<|image|>",
            "<|image>", "<image|>", "<|video|>", "<|audio|>", "<|turn>model\n"]  # fmt: skip
-WORDS = ["Hello", "weather", "naïve", "日本語", "🙂👩‍👩‍👧", "مرحبا", "e\u0301", "{", "}", "a,b", '"', "'", "\\n", "<b>", "&amp;",
-         "{{ x }}", "{% if %}", "0", "None", "İ", "ß"]  # fmt: skip
+WORDS = ["Hello", "weather", "naïve", "日本語", "🙂👩‍👩‍👧", "مرحبا", "e\u0301", "{", "}", "a,b", '"', "'", "\\n", "<b>", 
+         "&amp;", "{{ x }}", "{% if %}", "0", "None", "İ", "ß"]  # fmt: skip
 SPACES = [" ", "  ", "\n", "\t", "\r\n", "\u00a0", "\u2003", "\u200b", "\x1c", "\x85", "", " \n "]
 KEYS = ["city", "City", "b", "A", "a", "Zeta", "zeta", "ß", "type", "enum", "items", "description", "properties", "required",
         "nullable", "value", "<|turn>", "key with space", "Ünits", "format"]  # fmt: skip
@@ -59,7 +59,7 @@ class Maker:
         kind = self.random.randrange(11 if depth < 3 else 7)
         if kind < 7:
             simple = [None, True, False, self.random.randrange(-5, 10**12), self.random.choice([0.1, -2.5, 1e30, 1e-7, 3.0])]
-            return (simple + [self.text(), self.text()])[kind]
+            return [*simple, self.text(), self.text()][kind]
         size = self.random.randrange(4)
         if kind < 9:
             return [self.value(depth + 1) for _ in range(size)]
@@ -133,8 +133,11 @@ class Maker:
             {"type": "video", "url": "v.mp4"}, {"type": "audio"}, {"type": "input_audio", "input_audio": {}},
         ])  # fmt: skip
 
-    def parts(self, audio: bool = True) -> list[dict[str, Any]]:
-        out = [{"type": "text", "text": self.text()} if self.chance(0.6) else self.media() for _ in range(self.random.randrange(5))]
+    def parts(self) -> list[dict[str, Any]]:
+        out = [
+            {"type": "text", "text": self.text()} if self.chance(0.6) else self.media()
+            for _ in range(self.random.randrange(5))
+        ]
         return [*out, {"type": "unknown", "text": "dropped"}] if self.chance(0.05) else out
 
     def call(self) -> dict[str, Any]:
@@ -175,7 +178,9 @@ class Maker:
             results = [self.result()]
         if self.chance(0.1):
             response = pick([{"response": self.value()}, {"response": self.mapping()}, {}])
-            out["tool_responses"] = [{"name": pick([self.name(), "", None]), **response} for _ in range(self.random.randrange(3))]
+            out["tool_responses"] = [
+                {"name": pick([self.name(), "", None]), **response} for _ in range(self.random.randrange(3))
+            ]
         return [out, *results]
 
     def thought(self) -> str:
@@ -227,7 +232,9 @@ def main() -> None:
     lines = []
     for seed in range(COUNT):
         case = Maker(seed).conversation()
-        lines.append(json.dumps({"input": case, "expected": expected(template, case)}, ensure_ascii=False, separators=(",", ":")))
+        lines.append(
+            json.dumps({"input": case, "expected": expected(template, case)}, ensure_ascii=False, separators=(",", ":"))
+        )
     data = "".join(line + "\n" for line in lines).encode()
     Path(sys.argv[2]).write_bytes(gzip.compress(data, 9, mtime=0))
     print(f"{len(lines)} conversations, {len(data):,} bytes")
