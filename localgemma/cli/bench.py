@@ -13,7 +13,7 @@ from localgemma.cli.chat import open_model
 from localgemma.cli.output import Output
 from localgemma.engine import Control, Finished, Prompt, Request, Text
 from localgemma.errors import BackendError
-from localgemma.gemma4.tokens import IDS, STOPS
+from localgemma.gemma4.tokens import BOS, IDS, STOPS
 from localgemma.options import KV_TYPES, LoadOptions, Sampling
 
 if TYPE_CHECKING:
@@ -63,9 +63,12 @@ def command(
 def _run(engine: Engine, index: int, prompt_tokens: int, tokens: int) -> Finished:
     """One generation of a prompt that no earlier run began with, so that nothing of it is in the cache."""
     head = f"{index + 2} {'ABCDEFGHIJ'[index % 10]} "
-    one = engine.count(Prompt((Text(_SENTENCE),)))
-    text = head + _SENTENCE * max(1, (prompt_tokens - 3) // one)
-    prompt = Prompt((Control("<bos>"), Text(text)))
+    words = _SENTENCE.split() * prompt_tokens  # a token a word at least
+    length = prompt_tokens
+    prompt = Prompt((Control(BOS), Text(head + " ".join(words[:length]))))
+    while length > 1 and (over := engine.count(prompt) - prompt_tokens) > 0:
+        length -= max(1, over // 4)
+        prompt = Prompt((Control(BOS), Text(head + " ".join(words[:length]))))
     sampling = Sampling(seed=index + 1, max_tokens=tokens, logit_bias=_NEVER)
     for output in engine.generate(Request(prompt, sampling)):
         if isinstance(output, Finished):
