@@ -143,7 +143,7 @@ def platform_pattern() -> str:
 
 def wheel_links(page: str, version: str) -> list[str]:
     """Addresses of wheels of this version for this platform in an index page."""
-    fits = re.compile(rf"llama_cpp_python-{re.escape(version)}-[^/]*{platform_pattern()}[^/]*\.whl")
+    fits = re.compile(rf"llama_cpp_python-{re.escape(version)}(?:(?:\+|%2B)[\w.]+)?-[^/]*{platform_pattern()}[^/]*\.whl")
     return [link for link in re.findall(r'href="([^"]+)"', page) if fits.search(link) and "musllinux" not in link]
 
 
@@ -330,7 +330,7 @@ def build_environment(backend: str) -> dict[str, str]:
 def install_llama(choice: Choice, version: str, before: dict[str, object], talk: Talk) -> str:
     """Install llama-cpp-python for the backend; how it was got."""
     requirement = f"llama-cpp-python=={version}"
-    again = [] if before.get("backend", choice.backend) == choice.backend else ["--force-reinstall"]
+    again = [] if before.get("backend") == choice.backend else ["--force-reinstall"]  # what is there may be another build
     if choice.backend == "cpu":
         with contextlib.suppress(SetupError):
             pip("install", "--only-binary=llama-cpp-python", *again, requirement)
@@ -341,6 +341,7 @@ def install_llama(choice: Choice, version: str, before: dict[str, object], talk:
             talk.say(f"Installing the ready {name} wheel of llama-cpp-python {version}")
             try:
                 pip("install", "--force-reinstall", "--no-deps", address)
+                pip("install", requirement)  # what it depends on
                 if choice.backend == "cuda":
                     pip("install", *CUDA_RUNTIME[int(name[2:4])])
                 return f"ready wheel, {name}"
@@ -353,6 +354,7 @@ def install_llama(choice: Choice, version: str, before: dict[str, object], talk:
     talk.say(f"Building llama-cpp-python {version} for {choice.backend}; the first time takes some minutes")
     fresh = ["--force-reinstall", "--no-deps", "--no-binary=llama-cpp-python"] if choice.backend != "cpu" else again
     pip("install", *fresh, requirement, env=build_environment(choice.backend))
+    pip("install", requirement)  # what it depends on
     return "built from source"
 
 

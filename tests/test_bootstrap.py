@@ -174,6 +174,23 @@ def test_a_gpu_build_has_its_own_flags_and_cache(boot: ModuleType, monkeypatch: 
     assert int(boot.build_environment("cpu")["CMAKE_BUILD_PARALLEL_LEVEL"]) >= 1
 
 
+@pytest.mark.parametrize("wheel", [("cu124", "https://example.org/a.whl"), None])
+def test_a_gpu_build_replaces_what_is_there_and_brings_its_dependencies(
+    boot: ModuleType, monkeypatch: pytest.MonkeyPatch, wheel: tuple[str, str] | None
+) -> None:
+    calls: list[tuple[str, ...]] = []
+    monkeypatch.setattr(boot, "find_wheel", lambda choice, version: wheel)
+    monkeypatch.setattr(boot, "pip", lambda *arguments, env=None: calls.append(arguments))
+    for name in ("need_toolkit", "need_compiler"):
+        monkeypatch.setattr(boot, name, lambda argument: None)
+    monkeypatch.setattr(boot, "build_environment", lambda backend: {})
+    how = boot.install_llama(boot.Choice("cuda", "", (12, 4)), "1.2.3", {}, boot.Talk(True))
+    assert how == ("ready wheel, cu124" if wheel else "built from source")
+    assert "--force-reinstall" in calls[0] and calls[0][-1] == (wheel[1] if wheel else "llama-cpp-python==1.2.3")
+    assert calls[1] == ("install", "llama-cpp-python==1.2.3")
+    assert [call for call in calls if any("cublas" in word for word in call)] == ([calls[2]] if wheel else [])
+
+
 def test_a_finished_set_up_is_only_checked(boot: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     finished(boot)
     monkeypatch.setattr(boot, "install", lambda *a: pytest.fail("it installed again"))
