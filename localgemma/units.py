@@ -23,10 +23,10 @@ def parse_size(text: str, *, default_unit: str = "g") -> int:
     found = _SIZE.fullmatch(text)
     if not found:
         raise UsageError(f"{text!r} is not a size.", "Write it like 24GiB, 512MiB or 24 (GiB).")
-    size = int(float(found[1]) * _POWER[(found[2] or default_unit).lower()])
+    size = float(found[1]) * _POWER[(found[2] or default_unit).lower()]
     if size > _LARGEST:
         raise UsageError(f"{text!r} is larger than any memory.", "Write it like 24GiB, 512MiB or 24 (GiB).")
-    return size
+    return int(size)
 
 
 def format_size(size: float) -> str:
