@@ -204,7 +204,7 @@ def test_text_files_go_into_the_prompt(engine: FakeEngine, run: Run, tmp_path: P
     (tmp_path / "a.pdf").write_bytes(b"%PDF-1.7")
     with pytest.raises(BadMedia, match="PDF"):
         attachments([str(tmp_path / "a.pdf")])
-    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n\0")
+    (tmp_path / "a.png").write_bytes(b"text in a picture's clothes")
     assert attachments([str(tmp_path / "a.png")])[0] == [str(tmp_path / "a.png")]
 
 

@@ -196,6 +196,9 @@ def test_pictures_come_first_and_need_a_projector() -> None:
     engine = FakeEngine()
     Conversation(engine).ask("What is it?", images=[_pixels()])
     assert any(isinstance(item, Pixels) for item in engine.requests[0].prompt.flat())
+    events = list(Conversation(engine).send("And here?", images=[_pixels()]))
+    assert events[0] == Notice("a.png → 48×48, 1 tokens")
+    assert Notice("a.png → 48×48, 1 tokens") not in list(Conversation(engine).send("?", [_pixels()], image_tokens=70))
     with pytest.raises(UsageError, match="pictures"):
         Conversation(FakeEngine(image_tokens=0)).send("What?", images=["a.png"])
 

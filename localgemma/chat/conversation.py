@@ -70,7 +70,8 @@ class Conversation:
         parts: list[Part] = [self._picture(source, image_tokens) for source in images]
         if text or not parts:
             parts.append(TextPart(text))
-        return self._turn([*self._history, Message("user", tuple(parts))], updated(self.sampling, sampling), cancel)
+        said = () if image_tokens not in (None, "auto") or self.options.image_tokens != "auto" else _sizes(parts)
+        return self._turn([*self._history, Message("user", tuple(parts))], updated(self.sampling, sampling), cancel, said)
 
     def ask(self, text: str, images: Sequence[Any] = (), **options: Any) -> Answer:
         """`send`, and wait for the whole answer."""
@@ -175,7 +176,9 @@ class Conversation:
         self._start = start
         return prompt
 
-    def _turn(self, messages: list[Message], sampling: Sampling, cancel: CancelToken | None) -> Iterator[Event]:
+    def _turn(
+        self, messages: list[Message], sampling: Sampling, cancel: CancelToken | None, said: Sequence[Notice] = ()
+    ) -> Iterator[Event]:
         """One turn. What was said stays whatever happens; a turn that failed before its first word leaves no trace."""
         self._idle()
         before, earlier = self._history, (self._start if messages[: self._start] == self._history[: self._start] else 0)
@@ -184,6 +187,7 @@ class Conversation:
         done: Done | None = None
         left = False
         try:
+            yield from said
             prompt = self._fitted(messages, sampling)
             if self._start > earlier:
                 gone = sum(message.role == "user" for message in messages[earlier : self._start])
@@ -204,6 +208,15 @@ class Conversation:
                 self._history, self._start = before, 0
             self._busy = False
         yield done
+
+
+def _sizes(parts: Sequence[Part]) -> tuple[Notice, ...]:
+    """What automatic sizes came to, for every picture."""
+    return tuple(
+        Notice(f"{part.source or 'picture'} → {part.pixels.width}×{part.pixels.height}, {part.pixels.tokens:,} tokens")
+        for part in parts
+        if isinstance(part, ImagePart) and part.pixels is not None
+    )
 
 
 def collect(events: Iterator[Event]) -> Answer:

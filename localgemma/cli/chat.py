@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from localgemma.runtime import Model
 
 _LARGEST_TEXT = 10 << 20
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif", ".ppm")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -122,7 +123,7 @@ def attachments(files: tuple[str, ...] | list[str]) -> tuple[list[str], list[str
 
 
 def _existing(name: str) -> tuple[Path, bool]:
-    """The file, and whether it was given a picture's budget."""
+    """The file, and whether it is meant as a picture: by its name, or by a budget."""
     from localgemma.chat.media import split_budget
 
     bare, budget = split_budget(name)
@@ -134,7 +135,7 @@ def _existing(name: str) -> tuple[Path, bool]:
             raise NotFound(f"There is no file {bare}.", "Check its name, or give its whole path.")
     except (OSError, ValueError):
         raise BadMedia(f"{bare[:80]!r} is no file name.", "Check its name.") from None
-    return path, budget is not None
+    return path, budget is not None or path.suffix.lower() in _PICTURES
 
 
 def _text_of(path: Path) -> str | None:

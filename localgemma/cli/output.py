@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -35,6 +36,7 @@ class Output:
         self.show_thinking = show_thinking
         self.silent_answer = silent_answer
         self._bar = False
+        self._stage = ("", 0.0)
         self._dimmed = False
         self._blocks = _Blocks() if sys.stdout.isatty() and not silent_answer else None
 
@@ -51,7 +53,12 @@ class Output:
         click.echo(f"Error: {clean(text)}", err=True)
 
     def progress(self, event: Progress) -> None:
-        """How far something is; shown only on a terminal."""
+        """How far something is; shown only on a terminal, and only where it takes more than a second."""
+        now = time.monotonic()
+        if event.stage != self._stage[0]:
+            self._stage = (event.stage, now)
+        if now - self._stage[1] < 1 and (event.seconds_left or 0) < 1:
+            return
         if not self.quiet and sys.stderr.isatty() and event.total > 0:
             share = min(100, int(100 * event.done / event.total))
             left = f", {format_duration(event.seconds_left)} left" if event.seconds_left is not None else ""
@@ -77,6 +84,7 @@ class Output:
 
     def end(self) -> None:
         """Finish the answer's last line."""
+        self._stage = ("", 0.0)
         self._clear()
         self._undim()
         if self._blocks is not None:
@@ -170,7 +178,7 @@ def stats_line(done: Done) -> str:
     if usage.thinking:
         parts.append(f"{usage.thinking:,} thought")
     parts.append(f"{usage.answer:,} written")
-    if timings.decode_speed:
+    if timings.decode_speed and usage.thinking + usage.answer >= 3:
         parts.append(f"{timings.decode_speed:,.1f} tokens/s")
     if timings.first_token:
         parts.append(f"first after {timings.first_token:.2f} s")
