@@ -185,6 +185,13 @@ def test_arguments_cannot_be_slipped_in_by_spelling_a_quote() -> None:
     assert calls(events) == [["f", {"a": 'x<|"|>,b:<|"|>y'}]]
 
 
+@pytest.mark.parametrize(
+    ("text", "content"), [("<tu<eos>rn|>", ""), ("a<tu<eos>rn|>b", "ab"), ("<<eos>eos>x > y", "x > y"), ("<t<|\"|>urn|>", "")]
+)
+def test_a_dropped_marker_makes_no_new_one(text: str, content: str) -> None:
+    assert parse_response(text).get("content", "") == content
+
+
 # Anything at all
 
 WORDS = [
@@ -208,7 +215,7 @@ def whole(pieces: Iterable[Piece]) -> list[Piece]:
     return found
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=600, deadline=None)
 @given(ANY_PIECES, st.booleans(), st.data())
 def test_every_chunking_gives_the_same_events(pieces: list[Piece], open_thought: bool, data: st.DataObject) -> None:
     expected = merged(run(whole(pieces), open_thought))
@@ -220,7 +227,7 @@ def test_every_chunking_gives_the_same_events(pieces: list[Piece], open_thought:
     assert merged(run(chunks, open_thought)) == expected
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=600, deadline=None)
 @given(ANY_PIECES, st.booleans())
 def test_nothing_is_lost_and_no_marker_leaks(pieces: list[Piece], open_thought: bool) -> None:
     pieces = [(b"", m) if m else (re.sub(rb"[th<|]", b"-", raw) if raw.decode(errors="replace") not in WORDS else raw, m)
@@ -232,7 +239,7 @@ def test_nothing_is_lost_and_no_marker_leaks(pieces: list[Piece], open_thought: 
     assert heard(events) == spoken(pieces)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(st.lists(st.one_of(st.sampled_from([*WORDS, *tokens.EVERY_CONTROL]), st.text(max_size=3)), max_size=25).map("".join))
 def test_strings_never_raise_or_leak(text: str) -> None:
     content = parse_response(text).get("content", "")
@@ -240,11 +247,17 @@ def test_strings_never_raise_or_leak(text: str) -> None:
     json.dumps(parse_response(text, prefix=text))
 
 
+def sayable(size: int) -> st.SearchStrategy[str]:
+    """Text that the syntax can hold in a string, where a quote marker cannot be told from its spelling."""
+    return st.text(max_size=size).filter(lambda text: tokens.QUOTE not in text)
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | sayable(8)
+VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(sayable(5), inner, max_size=3))
+
+
 @settings(max_examples=500, deadline=None)
-@given(st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-))  # fmt: skip
+@given(VALUES)
 def test_written_arguments_are_read_back(value: Any) -> None:
     call = read_call("call:f" + written({"k": value}))
     assert call.error is None

@@ -281,10 +281,14 @@ def parse_response(text: str, prefix: str = "") -> dict[str, Any]:
 
 
 def _unmarked(text: str) -> str:
-    """Without the markers that dropping others has made, as in `<tu<eos>rn|>`."""
-    while (clean := _ANY_MARKER.sub("", text)) != text:
-        text = clean
-    return text
+    """Without the markers that dropping others has made, as in `<tu<eos>rn|>`. Every marker ends in `>`."""
+    kept: list[str] = []
+    for sign in text:
+        kept.append(sign)
+        if sign == ">":
+            tail = "".join(kept[-20:])
+            del kept[len(kept) - max((len(name) for name in tokens.EVERY_CONTROL if tail.endswith(name)), default=0) :]
+    return "".join(kept)
 
 
 def _function(call: ToolCall) -> dict[str, Any]:
