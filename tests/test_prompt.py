@@ -189,3 +189,14 @@ def test_templates_that_fail() -> None:
     ):
         with pytest.raises(BadConversation, match="The chat template failed"):
             render_with_template(source, [{"role": "user", "content": "x"}])
+
+
+def test_nesting_that_is_too_deep() -> None:
+    nested: dict[str, Any] = {}
+    for _ in range(5000):
+        nested = {"a": [nested]}
+    message = {"role": "assistant", "tool_calls": [{"function": {"name": "x", "arguments": nested}}]}
+    with pytest.raises(BadConversation):
+        render([message])
+    with pytest.raises(BadConversation):
+        render_with_template(SIMPLE, [message])

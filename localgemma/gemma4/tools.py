@@ -276,21 +276,23 @@ def run_template(source: str, data: dict[str, Any]) -> tuple[str, dict[int, int]
     """
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+    hidden, shown = dict[int, int](), dict[int, int]()
+
     def refuse(message: str) -> None:
         raise ValueError(message)
 
     def tojson(value: object, ensure_ascii: bool = False, **options: Any) -> str:
         return json.dumps(_translated(value, shown), ensure_ascii=ensure_ascii, **options).translate(hidden)
 
-    seen = set(source + json.dumps(data, ensure_ascii=False, default=str))
-    free = (code for code in range(0xF0000, 0x10FFFE) if chr(code) not in seen)
-    hidden = dict(zip(map(ord, "<|>"), free, strict=False))
-    shown = {stand_in: code for code, stand_in in hidden.items()}
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
     environment.filters["tojson"] = tojson
     environment.globals |= {"raise_exception": refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
     environment.globals |= {"bos_token": BOS, "eos_token": EOS}
     try:
+        seen = set(source + json.dumps(data, ensure_ascii=False, default=str))
+        free = (code for code in range(0xF0000, 0x10FFFE) if chr(code) not in seen)
+        hidden.update(zip(map(ord, "<|>"), free, strict=False))
+        shown.update((stand_in, code) for code, stand_in in hidden.items())
         return environment.from_string(source).render(_translated(data, hidden)), shown
     except Exception as error:
         hint = "Correct the template, or leave out --template."
