@@ -54,14 +54,11 @@ class Parser:
     def feed(self, data: bytes, marker: str | None = None) -> list[Out]:
         """The events of one token: its bytes, or its name if it is a control token or marker."""
         text = self._decoder.decode(data if marker is None else b"", marker is not None)
-        if marker is not None:
-            self._decoder.reset()
         return self._run([(text, False)] + ([(marker, True)] if marker is not None else []))
 
     def finish(self) -> list[Out]:
         """The events left when nothing more comes. An open thought or call ends here."""
         self._run([(self._decoder.decode(b"", True), False)], flush=False)
-        self._decoder.reset()
         while self._held:
             self._run(self._close(), flush=False)
         self._newlines = ""
