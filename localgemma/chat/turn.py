@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from localgemma.chat.guard import RepetitionGuard
@@ -42,6 +42,12 @@ class LinkedToken(CancelToken):
     def __init__(self, parent: CancelToken | None = None) -> None:
         super().__init__()
         self._parent = parent
+
+    def watch(self, watcher: Callable[[], None] | None) -> None:
+        """Watch both: a cancel by either stops a running evaluation at once."""
+        super().watch(watcher)
+        if self._parent is not None:
+            self._parent.watch(watcher)
 
     @property
     def cancelled(self) -> bool:
