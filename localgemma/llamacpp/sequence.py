@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from localgemma.engine import CancelToken, Control, Prompt, Text
+from localgemma.engine import CancelToken, Control, Prompt
 from localgemma.errors import BadConversation, PictureTooLarge
 from localgemma.llamacpp.context import ABORTED, Context
 from localgemma.llamacpp.model import Vocabulary
@@ -51,9 +51,6 @@ def plan(prompt: Prompt, vocab: Vocabulary, largest_picture: int) -> Plan:
     if not result.runs or isinstance(result.runs[-1], Pixels):
         raise BadConversation("The prompt has no text at its end.", "Add a question.")
     return result
-
-
-__all__ = ["Key", "Plan", "Sequence", "Text", "plan"]
 
 
 class Sequence:
