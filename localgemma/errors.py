@@ -71,7 +71,7 @@ class PictureTooLarge(UsageError):
 class BadModelFile(UsageError):
     """A file that is not a usable GGUF of this model family."""
 
-    default_hint = "See what is there with: localgemma models list"
+    default_hint = "Give the path of a Gemma 4 .gguf file: localgemma chat -m FILE."
 
 
 class ContextOverflow(UsageError):
@@ -108,7 +108,7 @@ class DoesNotFit(LocalgemmaError):
 
     exit_code = 4
     http_status = 507
-    default_hint = "Ask for a smaller context (--ctx) or a smaller quantisation; see: localgemma plan"
+    default_hint = "Ask for a smaller context (--ctx) or a smaller quantisation."
 
 
 class TransferError(LocalgemmaError):
@@ -136,7 +136,7 @@ class BackendError(LocalgemmaError):
     """llama.cpp failed."""
 
     exit_code = 6
-    default_hint = "Run localgemma doctor, or try again with --gpu-layers 0."
+    default_hint = "Try again with --gpu-layers 0; if that fails too, run scripts/bootstrap."
 
 
 class LibraryError(BackendError):

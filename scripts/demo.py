@@ -20,7 +20,7 @@ def main() -> int:
     say = output.note
     say("localgemma: a minute with the demo model, a toy of 13.6 million parameters. It is not the 31B:")
     say("it knows capitals, sums and simple pictures, and answers noise to anything else.\n")
-    options = LoadOptions(ctx=4096)
+    options = LoadOptions()
     with localgemma.open("demo", options=options, progress=output.progress) as model:
         say(f"{model.plan}\n")
         tour = (
