@@ -12,6 +12,7 @@ LocalgemmaError                exit 1
 ├── DoesNotFit                 4   this machine's memory cannot hold it
 ├── TransferError              5   download, checksum or disk
 │   ├── OfflineError           5   the network is needed and not allowed
+│   ├── AccessError            5   the hub knows the file and will not hand it out: gated, private, bad token
 │   ├── ChecksumError          5   bytes that are not what they should be
 │   └── DiskError              5   full, read-only or failing disk
 ├── BackendError               6   llama.cpp could not be loaded or failed
@@ -122,6 +123,10 @@ class OfflineError(TransferError):
     """The network is needed, and offline mode forbids it."""
 
     default_hint = "Allow the network (no --offline, LOCALGEMMA_OFFLINE unset) and try again."
+
+
+class AccessError(TransferError):
+    """The hub will not hand out the file: a gated or private repository, or a bad token."""
 
 
 class ChecksumError(TransferError):

@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 ONLY_IN: dict[str, set[str]] = {
     **{name: {"llamacpp"} for name in ("ctypes", "llama_cpp")},
     **{name: {"cli"} for name in ("click", "rich", "prompt_toolkit")},
-    **{name: {"net"} for name in ("socket", "urllib.request", "http.client", "httpx", "requests")},
+    **{name: {"net"} for name in ("socket", "urllib.request", "http.client", "httpx", "httpx2", "requests")},
 }
 MAX_MODULE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 300, 60, 8
 Function = ast.FunctionDef | ast.AsyncFunctionDef
