@@ -1,6 +1,6 @@
 """Decode speed beside the peers, in one run: llama-bench, llama-server and this engine, and the bare loop's overhead.
 
-    python scripts/bench_speed.py MODEL [--peers DIR] [--tokens 128] [--repeats 3]
+    python scripts/bench_speed.py MODEL [--peers DIR] [--tokens 128] [--repeats 5] [--threads N] [--cpu]
 
 DIR holds llama-bench and llama-server of the same build. Prints a table and, last, one line of JSON.
 """
@@ -91,13 +91,15 @@ def main() -> None:
     parser.add_argument("--peers", type=Path)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, help="one is the least disturbed by other work on the machine")
+    parser.add_argument("--cpu", action="store_true", help="leave the GPU alone")
     args = parser.parse_args()
-    layers = 99 if devices.has_gpu() else 0
-    threads = devices.default_threads()
+    layers = 99 if devices.has_gpu() and not args.cpu else 0
+    threads = args.threads or devices.default_threads()
     rows: dict[str, float] = {}
     if args.peers:
         rows["llama-bench tg"] = llama_bench(args.peers, args.model, args.tokens, layers, threads)
-    engine = open_engine(args.model, None, LoadOptions(ctx=8192))
+    engine = open_engine(args.model, None, LoadOptions(ctx=8192, gpu_layers=0 if args.cpu else None, threads=threads))
     ours(engine, args.tokens)
     pairs = [(bare(engine, args.tokens), ours(engine, args.tokens)) for _ in range(args.repeats)]
     rows["bare loop"] = statistics.median(a for a, _ in pairs)
