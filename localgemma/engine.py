@@ -9,7 +9,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, runtime_checkable
 
 from localgemma.messages import Pixels, Progress, Timings, TokenLogprob, Usage
 from localgemma.options import Sampling
@@ -223,4 +224,34 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the model; further calls raise."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StateInfo:
+    """A KV state on disk: `tokens` positions that it holds (`pictures` of them are pictures), bytes and seconds it took."""
+
+    tokens: int
+    pictures: int
+    bytes: int
+    seconds: float
+
+
+@runtime_checkable
+class KeepsState(Protocol):
+    """What an engine can do that saves what it has evaluated; `isinstance(engine, KeepsState)` asks for it."""
+
+    def save_state(self, prompt: Prompt, path: Path) -> StateInfo | None:
+        """Write the KV state that serves `prompt` (the conversation as it would be read next) to `path`, atomically.
+
+        None where nothing of the prompt is held. Raises DiskError.
+        """
+        ...
+
+    def load_state(self, path: Path) -> StateInfo:
+        """Bring a saved state back, so that a prompt that begins with the same tokens and pictures continues it.
+
+        Raises BadState for a file that is damaged or of another model file, llama.cpp build or KV cache, or that holds
+        more than this context; nothing is loaded then. Raises NotFound where there is no file.
+        """
         ...

@@ -6,6 +6,7 @@ LocalgemmaError                exit 1
 │   ├── PictureTooLarge        2   more picture tokens than this load allows
 │   ├── BadModelFile           2   not a GGUF, damaged, or of another architecture
 │   ├── ContextOverflow        2   the prompt needs more tokens than the context has
+│   ├── BadState               2   a saved KV state that does not belong here, or is damaged
 │   └── BadConversation        2   messages that no template can render
 ├── NotFound                   3   no such model, file, session …
 │   └── NotDownloaded          3   known, but not on this machine
@@ -87,6 +88,12 @@ class ContextOverflow(UsageError):
 
     def __reduce__(self) -> tuple[type[ContextOverflow], tuple[int, int, str]]:
         return type(self), (self.needed, self.available, self.hint)
+
+
+class BadState(UsageError):
+    """A saved KV state that is damaged, or of another model file, llama.cpp build or KV cache; nothing of it was loaded."""
+
+    default_hint = "The conversation will be read again from its text."
 
 
 class BadConversation(UsageError):
