@@ -2,21 +2,21 @@
 
 Every count and every length is checked against the file's size before anything is allocated, so a damaged or hostile
 file gives a `BadModelFile` in bounded time and memory. Long arrays (a vocabulary, its merges) are stepped over: the
-metadata keeps an `Array` that says what they are, how many entries they have and where they start.
+metadata keeps an `Array` that says what they are, how many entries they have and where they start. What one header may
+cost is bounded too: see cursor.py.
 """
 
 from __future__ import annotations
 
-import os
 import stat
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import BinaryIO, Literal, NoReturn
+from typing import BinaryIO, Literal
 
 from localgemma.errors import BadModelFile, DiskError, NotFound
+from localgemma.files.cursor import AGAIN, SCALARS, U32, U64, Cursor
 
 TYPE_SIZES: dict[int, tuple[int, int]] = {  # id: (values in a block, bytes of a block); source: gguf.GGML_QUANT_SIZES
     0: (1, 4), 1: (1, 2), 24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8), 28: (1, 8), 30: (1, 2),  # F32 F16 I8-I64 F64 BF16
@@ -27,14 +27,10 @@ TYPE_SIZES: dict[int, tuple[int, int]] = {  # id: (values in a block, bytes of a
     39: (32, 17), 40: (64, 36), 41: (128, 18),  # MXFP4 NVFP4 Q1_0
 }  # fmt: skip
 
-MAX_HEADER, MAX_STRING, BLOCK = 128 << 20, 16 << 20, 4 << 20  # the real model's header is about 16 MB
-MAX_ENTRIES = 65_536  # metadata keys, and tensors
+MAX_ENTRIES = 16_384  # metadata keys, and tensors; the real model has 51 and 833
 MAX_NAME = 63  # bytes of a tensor's name that llama.cpp can hold
-KEEP = 1024  # arrays of at most this many entries are kept as tuples
-_SCALARS = {kind: struct.Struct("<" + code) for kind, code in enumerate("BbHhIif?__Qqd") if code != "_"}
+KEEP, KEEP_ALL = 1024, 65_536  # arrays of at most so many entries are kept as tuples, and so many in all arrays
 _STRING, _ARRAY = 8, 9
-_U32, _U64 = _SCALARS[4], _SCALARS[10]
-_AGAIN = "Download it again with: localgemma models pull"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +61,15 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Everything a GGUF file says before its weights; `metadata_end` is where the tensor list starts."""
+    """Everything a GGUF file says before its weights.
+
+    `places` says where each metadata entry starts and ends in the file; `metadata_end` is where the tensor list starts.
+    """
 
     path: Path
     version: int
     metadata: Mapping[str, Value]
+    places: Mapping[str, tuple[int, int]]
     tensors: tuple[Tensor, ...]
     metadata_end: int
     header_end: int
@@ -145,7 +145,7 @@ def _check_architecture(header: Header, architecture: str, what: str) -> None:
     for key, top in (("block_count", 1024), ("embedding_length", 1 << 20)):
         value = header.number(f"{architecture}.{key}")
         if value is None or not 1 <= value <= top:
-            raise BadModelFile(f"{header.path.name} is damaged: its {key} is {value}, not 1 to {top:,}.", _AGAIN)
+            raise BadModelFile(f"{header.path.name} is damaged: its {key} is {value}, not 1 to {top:,}.", AGAIN)
     if not header.tensors:
         raise BadModelFile(f"{header.path.name} holds no tensors, only a vocabulary.", "Give a complete .gguf model file.")
 
@@ -156,80 +156,26 @@ def _describe(header: Header) -> str:
     return kinds.get(kind_of(header)) or (f"a model of architecture {name!r}" if name else "a GGUF file with no architecture")
 
 
-class _Cursor:
-    """A place in the file that only moves on after a check; the file's start is read block by block as it is needed."""
-
-    def __init__(self, path: Path, stream: BinaryIO) -> None:
-        self.path, self.stream, self.pos = path, stream, 0
-        self.size = os.fstat(stream.fileno()).st_size
-        self.buffer = bytearray()
-
-    def bad(self, what: str, hint: str = _AGAIN) -> NoReturn:
-        raise BadModelFile(f"{self.path.name} {what}.", hint)
-
-    def need(self, count: int) -> None:
-        """Have the `count` bytes after `pos` in the buffer, or raise."""
-        end = self.pos + count
-        if end <= len(self.buffer):
-            return
-        if end > self.size:
-            self.bad(f"is cut off or damaged: its header needs {end - self.size:,} bytes more than the file has")
-        if end > MAX_HEADER:
-            self.bad(f"is damaged: its header would be larger than {MAX_HEADER >> 20} MiB")
-        goal = min(self.size, MAX_HEADER, end + BLOCK)
-        while len(self.buffer) < goal:
-            block = self.stream.read(goal - len(self.buffer))
-            self.buffer += block or self.bad("became shorter while it was read", "Wait for its download, then try again.")
-
-    def scalar(self, kind: struct.Struct) -> int:
-        self.skip(kind.size)
-        value: int = kind.unpack_from(self.buffer, self.pos - kind.size)[0]
-        return value
-
-    def skip(self, count: int) -> None:
-        self.need(count)
-        self.pos += count
-
-    def string(self) -> str:
-        """The next string; bytes that are not UTF-8 become replacement characters."""
-        length = self.scalar(_U64)
-        self.skip(length if length <= MAX_STRING else self.bad(f"is cut off or damaged: it claims a text of {length:,} bytes"))
-        return self.buffer[self.pos - length : self.pos].decode("utf-8", "replace")
-
-    def skip_strings(self, count: int) -> None:
-        """Step over `count` strings: about 0.1 microseconds each."""
-        read, left, buffer, pos = _U64.unpack_from, count, self.buffer, self.pos
-        while left:
-            try:
-                while left:
-                    pos += read(buffer, pos)[0] + 8
-                    left -= 1
-            except (struct.error, OverflowError):
-                self.need(pos + 8 - self.pos)  # more of the file, or an error where the file ends before
-        self.need(pos - self.pos)
-        self.pos = pos
-
-
-def _value(cursor: _Cursor, kind: int, key: str) -> Value:
-    """The metadata value of type `kind` at the cursor."""
-    if kind in _SCALARS or kind == _STRING:
-        return cursor.string() if kind == _STRING else cursor.scalar(_SCALARS[kind])
+def _value(cursor: Cursor, kind: int, key: str, kept_left: int) -> Value:
+    """The metadata value of type `kind` at the cursor; an array of more than `kept_left` entries is stepped over."""
+    if kind in SCALARS or kind == _STRING:
+        return cursor.string() if kind == _STRING else cursor.scalar(SCALARS[kind])
     if kind != _ARRAY:
         cursor.bad(f"is damaged: its entry {key[:64]!r} has the unknown type {kind}")
-    element, count = cursor.scalar(_U32), cursor.scalar(_U64)
-    if element != _STRING and element not in _SCALARS:
+    element, count = cursor.scalar(U32), cursor.scalar(U64)
+    if element != _STRING and element not in SCALARS:
         cursor.bad(f"is damaged: its array {key[:64]!r} has elements of the unknown type {element}")
-    least = 8 if element == _STRING else _SCALARS[element].size
+    least = 8 if element == _STRING else SCALARS[element].size
     if count > (cursor.size - cursor.pos) // least:
         cursor.bad(f"is cut off or damaged: its array {key[:64]!r} claims {count:,} entries")
     start = cursor.pos
-    if count <= KEEP:
-        return tuple(cursor.string() if element == _STRING else cursor.scalar(_SCALARS[element]) for _ in range(count))
+    if count <= min(KEEP, kept_left):
+        return tuple(cursor.string() if element == _STRING else cursor.scalar(SCALARS[element]) for _ in range(count))
     cursor.skip_strings(count) if element == _STRING else cursor.skip(count * least)
     return Array(element, count, start)
 
 
-def _tensor(cursor: _Cursor, seen: set[str]) -> Tensor:
+def _tensor(cursor: Cursor, seen: set[str]) -> Tensor:
     """The next tensor's record, checked by itself."""
     name = cursor.string()
     shown = repr(name[:64])
@@ -238,11 +184,11 @@ def _tensor(cursor: _Cursor, seen: set[str]) -> Tensor:
     if len(name.encode("utf-8")) > MAX_NAME:
         cursor.bad(f"is damaged: it has a tensor name of more than {MAX_NAME} bytes, {shown}")
     seen.add(name)
-    dimensions = cursor.scalar(_U32)
+    dimensions = cursor.scalar(U32)
     if not 1 <= dimensions <= 4:
         cursor.bad(f"is damaged: its tensor {shown} has {dimensions:,} dimensions, not 1 to 4")
-    shape = tuple(cursor.scalar(_U64) for _ in range(dimensions))
-    kind, offset = cursor.scalar(_U32), cursor.scalar(_U64)
+    shape = tuple(cursor.scalar(U64) for _ in range(dimensions))
+    kind, offset = cursor.scalar(U32), cursor.scalar(U64)
     if kind not in TYPE_SIZES:
         cursor.bad(f"has the tensor {shown} of the unknown type {kind}", "Update localgemma, or choose another quantisation.")
     values, (block, size) = prod(shape), TYPE_SIZES[kind]
@@ -253,7 +199,7 @@ def _tensor(cursor: _Cursor, seen: set[str]) -> Tensor:
     return Tensor(name, shape, kind, offset, values // block * size)
 
 
-def _check_places(cursor: _Cursor, tensors: tuple[Tensor, ...], data: int, alignment: int) -> None:
+def _check_places(cursor: Cursor, tensors: tuple[Tensor, ...], data: int, alignment: int) -> None:
     """Each tensor aligned and right after the one before, as llama.cpp demands, and all inside the file."""
     expected = 0
     for tensor in tensors:
@@ -268,14 +214,14 @@ def _check_places(cursor: _Cursor, tensors: tuple[Tensor, ...], data: int, align
 
 
 def _read(path: Path, stream: BinaryIO) -> Header:
-    cursor = _Cursor(path, stream)
+    cursor = Cursor(path, stream)
     if not cursor.size:
         cursor.bad("is empty")
     cursor.need(min(4, cursor.size))
     if bytes(cursor.buffer[:4]) != b"GGUF":
         cursor.bad("is not a GGUF file", "Give a .gguf model file; see what is there with: localgemma models list")
     cursor.pos = 4
-    version, n_tensors, n_entries = cursor.scalar(_U32), cursor.scalar(_U64), cursor.scalar(_U64)
+    version, n_tensors, n_entries = cursor.scalar(U32), cursor.scalar(U64), cursor.scalar(U64)
     if version not in (2, 3):
         note = " (big-endian)" if version and not version & 0xFFFF else ""
         cursor.bad(f"is of GGUF version {version}{note}, not 2 or 3", "Download it anew with: localgemma models pull")
@@ -283,11 +229,15 @@ def _read(path: Path, stream: BinaryIO) -> Header:
         if count > min(MAX_ENTRIES, cursor.size // least):
             cursor.bad(f"is cut off or damaged: it claims {count:,} {what}")
     metadata: dict[str, Value] = {}
+    places: dict[str, tuple[int, int]] = {}
+    kept = 0
     for _ in range(n_entries):
-        key = cursor.string()
+        start, key = cursor.pos, cursor.string()
         if not key or key in metadata:
             cursor.bad(f"is damaged: it has the entry {key[:64]!r} twice" if key else "is damaged: it has a nameless entry")
-        metadata[key] = _value(cursor, cursor.scalar(_U32), key)
+        value = metadata[key] = _value(cursor, cursor.scalar(U32), key, KEEP_ALL - kept)
+        kept += len(value) if isinstance(value, tuple) else 0
+        places[key] = start, cursor.pos
     metadata_end = cursor.pos
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or not 0 < alignment <= 1 << 20 or alignment & (alignment - 1):
@@ -296,4 +246,4 @@ def _read(path: Path, stream: BinaryIO) -> Header:
     tensors = tuple(_tensor(cursor, seen) for _ in range(n_tensors))
     data = -(-cursor.pos // alignment) * alignment
     _check_places(cursor, tensors, data, alignment)
-    return Header(path, version, metadata, tensors, metadata_end, cursor.pos, data, alignment, cursor.size)
+    return Header(path, version, metadata, places, tensors, metadata_end, cursor.pos, data, alignment, cursor.size)
