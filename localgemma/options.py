@@ -166,6 +166,7 @@ class ChatOptions:
     `think_budget` tokens may go into thoughts before the thought channel is closed and the answer follows.
     `image_tokens` is a picture's budget, or "auto": the smallest that keeps the picture's own resolution.
     `overflow` says what happens when the context is full: an error, or the oldest turns are dropped with a notice.
+    `template` is the source of a Jinja chat template; None is Google's, as localgemma renders it.
     """
 
     thinking: bool = False
@@ -174,6 +175,7 @@ class ChatOptions:
     image_tokens: int | Literal["auto"] = "auto"
     overflow: Literal["error", "drop"] = "error"
     repetition_guard: bool = True
+    template: str | None = None
 
     def __post_init__(self) -> None:
         _require(

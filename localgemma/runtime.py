@@ -84,7 +84,17 @@ class Model:
             updated(ChatOptions(thinking=thinking), chat),
             updated(Sampling(), rest),
             tools=tools,
+            fetch=_fetch_picture,
         )
+
+    def own_template(self) -> str:
+        """The Jinja chat template inside the model's file, for `ChatOptions.template`; NotFound without one."""
+        from localgemma.files.header import read_header
+
+        template = read_header(self.plan.text).text("tokenizer.chat_template")
+        if not template:
+            raise NotFound(f"{self.plan.text.name} holds no chat template.", "Leave it out: Google's own is the default.")
+        return template
 
     def close(self) -> None:
         """Free the model; conversations of it end."""
@@ -120,6 +130,12 @@ def open(
 
     engine = open_engine(text, plan.projector, plan.options, name=_shown(name), notes=notes, progress=told)
     return Model(engine, plan)
+
+
+def _fetch_picture(url: str) -> bytes:
+    from localgemma import net
+
+    return net.fetch_picture(url)
 
 
 def pull(name: str) -> NoReturn:

@@ -5,6 +5,7 @@
 | LOCALGEMMA_HOME | one folder for configuration, data and cache (default: the platform's own three) |
 | LOCALGEMMA_OFFLINE, HF_HUB_OFFLINE | 1: open no connection at all |
 | LOCALGEMMA_LOG | debug, info, warning or error: log lines on stderr |
+| NO_COLOR, TERM=dumb | no colours and no dimmed text |
 | HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_CACHE | as huggingface_hub reads them |
 """
 
@@ -31,6 +32,7 @@ class Settings:
     hub_token: str | None
     offline: bool
     log_level: str
+    styled: bool
 
 
 def load(environ: Mapping[str, str] | None = None) -> Settings:
@@ -48,6 +50,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         hub_token=token or None,
         offline=any(env.get(name, "").strip().lower() in _TRUE for name in ("LOCALGEMMA_OFFLINE", "HF_HUB_OFFLINE")),
         log_level=env.get("LOCALGEMMA_LOG", "error").strip().lower() or "error",
+        styled=not env.get("NO_COLOR") and env.get("TERM") not in ("dumb", "unknown"),
     )
 
 

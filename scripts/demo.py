@@ -34,10 +34,10 @@ def main() -> int:
             output.finished(answer(lambda token, c=chat, q=question, i=images: c.send(q, i, cancel=token), output))
             say("")
         if sys.stdin.isatty() and sys.stdout.isatty():
-            from localgemma.cli.interactive import Session
+            from localgemma.cli.interactive import Interactive
 
             say("Now you: try another capital, a sum with /think on, or /file examples/picture.png")
-            Session(model, model.chat(temperature=0, image_tokens=70), output, [], []).run()
+            Interactive(model, model.chat(temperature=0, image_tokens=70), output, [], []).run()
         else:
             say("On a terminal, the conversation would go on here.")
     return 0

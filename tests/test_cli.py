@@ -15,8 +15,8 @@ from fakes import FakeEngine, Reply, thought
 
 from localgemma import runtime
 from localgemma.cli import main as cli_main
-from localgemma.cli.chat import attachments
-from localgemma.cli.interactive import COMMANDS, Session, saved
+from localgemma.cli.attach import attachments
+from localgemma.cli.interactive import COMMANDS, Interactive, saved
 from localgemma.cli.output import Output, _block_end, clean
 from localgemma.errors import (
     BackendError,
@@ -82,7 +82,11 @@ def test_json_is_one_object(engine: FakeEngine, run: Run) -> None:
     said = json.loads(result.stdout)
     assert set(said) == {"content", "thinking", "tool_calls", "finish_reason", "usage", "timings", "model", "plan"}
     assert said["tool_calls"][0]["arguments"] == {"a": 1}
-    assert (said["finish_reason"], said["thinking"].strip(), said["plan"]) == ("tool_calls", "Hm.", ["model: fake (a test)"])
+    assert (said["finish_reason"], said["thinking"].strip(), said["plan"]) == (
+        "tool_calls",
+        "Hm.",
+        [{"what": "model", "chosen": "fake", "reason": "a test"}],
+    )
 
 
 def test_options_reach_the_engine(engine: FakeEngine, run: Run, tmp_path: Path) -> None:
@@ -212,7 +216,7 @@ class _Script:
     """A session that reads these lines."""
 
     def __init__(self, engine: FakeEngine, lines: list[Any]) -> None:
-        self.session = Session(model := _model(engine), model.chat(), Output(), [], [])
+        self.session = Interactive(model := _model(engine), model.chat(), Output(), [], [])
         self.lines = list(lines)
         self.session._read = self.read
 

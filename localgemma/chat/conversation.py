@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 from localgemma.chat.turn import Turn
@@ -149,14 +150,16 @@ class Conversation:
         return image_part(source, budget=wanted, ceiling=limit, fetch=self._fetch)
 
     def _render(self, messages: Sequence[Message]) -> Prompt:
-        from localgemma.gemma4.prompt import render
+        from localgemma.gemma4.prompt import render, render_with_template
 
         system = [Message("system", (TextPart(self.system),))] if self.system else []
-        return render(
+        options, template = self.options, self.options.template
+        write = render if template is None else partial(render_with_template, template)
+        return write(
             [*system, *messages],
             tools=list(self.tools) or None,
-            enable_thinking=self.options.thinking and self.options.think_budget > 0,
-            preserve_thinking=self.options.preserve_thinking,
+            enable_thinking=options.thinking and options.think_budget > 0,
+            preserve_thinking=options.preserve_thinking,
             add_generation_prompt=True,
         )
 

@@ -40,15 +40,15 @@ _SMALLER = "Make it smaller and try again."
 _LOCK = threading.Lock()  # Pillow's pixel limit and Python's warning filters belong to the whole process
 
 
-def open_image(source: Source, *, allow_network: bool = False, fetch: Fetch | None = None) -> Image.Image:
+def open_image(source: Source, *, fetch: Fetch | None = None) -> Image.Image:
     """The picture as RGB, upright, on white where it is transparent; the first frame of an animation.
 
-    https: URLs are read by `fetch`, and only if `allow_network`. NotFound for a path that is not there, BadMedia for
+    https: URLs are read by `fetch`, and refused without one. NotFound for a path that is not there, BadMedia for
     everything else that is no picture.
     """
     name = _label(source)
     if isinstance(source, (str, Path, bytes, bytearray, memoryview)):
-        return _decode(_read(source, name, fetch if allow_network else None), name)
+        return _decode(_read(source, name, fetch), name)
     if not hasattr(source, "convert"):
         raise BadMedia(f"{type(source).__name__} is not a picture.", "Give a path, bytes, a URL or a Pillow image.")
     with _pillow(name):
@@ -62,7 +62,6 @@ def image_part(
     budget: int | Literal["auto"] = "auto",
     ceiling: int = IMAGE_BUDGETS[-1],
     *,
-    allow_network: bool = False,
     fetch: Fetch | None = None,
 ) -> ImagePart:
     """The picture as a message part, resized to `budget` tokens; PictureTooLarge if that is more than `ceiling`.
@@ -71,7 +70,7 @@ def image_part(
     """
     if budget != "auto":
         vision.target_size(1, 1, budget)  # a wrong budget is said before a long decode
-    image = open_image(source, allow_network=allow_network, fetch=fetch)
+    image = open_image(source, fetch=fetch)
     chosen = vision.auto_budget(image.height, image.width, ceiling) if budget == "auto" else budget
     needed = vision.tokens(*vision.target_size(image.height, image.width, chosen))
     if needed > ceiling:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from localgemma import settings
+from localgemma.cli.attach import attachments
 from localgemma.cli.output import Output, as_json, interruptible
 from localgemma.engine import CancelToken
-from localgemma.errors import BadMedia, Cancelled, NotFound, UsageError
+from localgemma.errors import Cancelled, NotFound, UsageError
 from localgemma.messages import Done
 from localgemma.options import KV_TYPES, ChatOptions, LoadOptions, Sampling
 
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 
     from localgemma.messages import Event, Progress
     from localgemma.runtime import Model
-
-_LARGEST_TEXT = 10 << 20
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif", ".ppm")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -43,6 +41,7 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", 
 @click.option("--top-p", type=float, metavar="P", help=f"[{Sampling().top_p}]")
 @click.option("--top-k", type=int, metavar="K", help=f"[{Sampling().top_k}]")
 @click.option("--seed", type=int, metavar="N", help="The same seed gives the same answer.")
+@click.option("--template", metavar="file|FILE", help="Another chat template: the model file's own, or a Jinja file.")
 @click.option("--json", "as_object", is_flag=True, help="Print one JSON object instead of text.")
 @click.option("--quiet", is_flag=True, help="Only the answer and errors.")
 @click.option("--offline", is_flag=True, help="Open no connection.")
@@ -52,8 +51,8 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", 
 def command(
     prompt: str | None, model: str, mmproj: str | None, files: tuple[str, ...], image_tokens: str, system: str | None,
     think: bool, think_budget: int | None, show_thinking: bool, max_tokens: int | None, temperature: float | None,
-    top_p: float | None, top_k: int | None, seed: int | None, as_object: bool, quiet: bool, offline: bool,
-    ctx: int | None, kv: Any, gpu_layers: int | None,
+    top_p: float | None, top_k: int | None, seed: int | None, template: str | None, as_object: bool, quiet: bool,
+    offline: bool, ctx: int | None, kv: Any, gpu_layers: int | None,
 ) -> None:  # fmt: skip
     """Talk with a model.
 
@@ -66,22 +65,27 @@ def command(
     chat_options = _given(think_budget=think_budget) | {"thinking": think, "image_tokens": _budget(image_tokens)}
     Sampling(**sampling), ChatOptions(**chat_options)  # wrong values are refused before the model is loaded
     load = LoadOptions(**_given(ctx=ctx, kv=kv, gpu_layers=gpu_layers))
-    system = _system(system)
+    if template not in (None, "file"):
+        chat_options["template"] = _text_file(template, "--template FILE")
+    if system and system.startswith("@"):
+        system = _text_file(system[1:], "--system @FILE").strip()
     text = _prompt(prompt)
     images, texts = attachments(files)
     if text is None and as_object:
         raise UsageError("--json needs a prompt.", "Give it as an argument or through a pipe.")
     output = Output(quiet=quiet, show_thinking=show_thinking, silent_answer=as_object)
     with open_model(model, mmproj, load, output) as opened:
+        if template == "file":
+            chat_options["template"] = opened.own_template()
         chat = opened.chat(system=system, **chat_options, **sampling)
         if text is None:
-            from localgemma.cli.interactive import Session
+            from localgemma.cli.interactive import Interactive
 
-            Session(opened, chat, output, images, texts).run()
+            Interactive(opened, chat, output, images, texts).run()
             return
         done = answer(lambda token: chat.send("\n\n".join([*texts, text]), images, cancel=token), output)
         if as_object:
-            click.echo(json.dumps(as_json(done, opened.info.model, str(opened.plan)), ensure_ascii=False, default=str))
+            click.echo(json.dumps(as_json(done, opened.info.model, opened.plan), ensure_ascii=False, default=str))
         output.finished(done)
     if done.finish_reason == "cancelled":
         raise click.Abort
@@ -102,65 +106,6 @@ def answer(start: Any, output: Output) -> Done:
     return done
 
 
-def attachments(files: tuple[str, ...] | list[str]) -> tuple[list[str], list[str]]:
-    """Pictures (as `Conversation.send` takes them) and texts, told apart by what is in the files.
-
-    Raises NotFound and BadMedia.
-    """
-    images: list[str] = []
-    texts: list[str] = []
-    for name in files:
-        if name.startswith(("http://", "https://", "data:")):
-            images.append(name)
-            continue
-        path, picture = _existing(name)
-        found = None if picture else _text_of(path)
-        if found is None:
-            images.append(name)
-        else:
-            texts.append(f"{path.name}:\n\n{found}")
-    return images, texts
-
-
-def _existing(name: str) -> tuple[Path, bool]:
-    """The file, and whether it is meant as a picture: by its name, or by a budget."""
-    from localgemma.chat.media import split_budget
-
-    bare, budget = split_budget(name)
-    path = Path(bare).expanduser()
-    try:
-        if path.is_dir():
-            raise BadMedia(f"{bare} is a folder.", "Give the files inside it, each with -f.")
-        if not path.exists():
-            raise NotFound(f"There is no file {bare}.", "Check its name, or give its whole path.")
-    except (OSError, ValueError):
-        raise BadMedia(f"{bare[:80]!r} is no file name.", "Check its name.") from None
-    return path, budget is not None or path.suffix.lower() in _PICTURES
-
-
-def _text_of(path: Path) -> str | None:
-    """The file's text if it is one; None leaves it to the picture reader."""
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as stream:
-            start = stream.read(4096)
-            if start.startswith(b"%PDF"):
-                raise BadMedia(f"{path.name} is a PDF, which cannot be read yet.", "Save its pages as pictures or text.")
-            if not start or b"\0" in start:
-                return None
-            if size > _LARGEST_TEXT:
-                try:
-                    start[:-4].decode()
-                except UnicodeDecodeError:
-                    return None
-                raise BadMedia(f"{path.name} is too long a text.", "Give at most 10 MiB.")
-            return (start + stream.read()).decode()
-    except UnicodeDecodeError:
-        return None
-    except OSError as error:
-        raise BadMedia(f"{path.name} cannot be read: {error.strerror or error}.", "Check the file.") from None
-
-
 def _given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
@@ -174,15 +119,13 @@ def _budget(text: str) -> int | str:
         raise UsageError(f"--image-tokens cannot be {text!r}.", "Give 70, 140, 280, 560, 1120 or auto.") from None
 
 
-def _system(text: str | None) -> str | None:
-    if text is None or not text.startswith("@"):
-        return text
+def _text_file(name: str, how: str) -> str:
     try:
-        return Path(text[1:]).expanduser().read_text(encoding="utf-8").strip()
+        return Path(name).expanduser().read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise NotFound(f"There is no file {text[1:]}.", "Check its name: --system @FILE") from None
+        raise NotFound(f"There is no file {name}.", f"Check its name: {how}") from None
     except (OSError, UnicodeDecodeError, ValueError):
-        raise UsageError(f"{text[1:]} cannot be read as text.", "Give a UTF-8 text file: --system @FILE") from None
+        raise UsageError(f"{name} cannot be read as text.", f"Give a UTF-8 text file: {how}") from None
 
 
 def _prompt(prompt: str | None) -> str | None:

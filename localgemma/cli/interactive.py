@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from localgemma import settings
-from localgemma.cli.chat import answer, attachments
+from localgemma.cli.attach import attachments, clipboard, dropped, words
+from localgemma.cli.chat import answer
 from localgemma.cli.output import Output, stats_line
+from localgemma.cli.terminal import reader
 from localgemma.engine import CancelToken
 from localgemma.errors import LocalgemmaError, NotFound, UsageError
 from localgemma.messages import Event, ImagePart, Message, VideoPart
+from localgemma.units import format_duration
 
 if TYPE_CHECKING:
     from localgemma.chat.conversation import Conversation
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "/file": "FILE…  attach pictures or texts to the next message",
+    "/paste": "attach the picture in the clipboard",
     "/think": "on | off | N  think before answering, at most N tokens",
     "/system": "TEXT  set the system message; without TEXT remove it",
     "/retry": "answer the last message again",
@@ -36,14 +37,14 @@ COMMANDS = {
 }
 
 
-class Session:
+class Interactive:
     """One interactive conversation with its attachments."""
 
-    def __init__(self, model: Model, chat: Conversation, output: Output, images: list[str], texts: list[str]) -> None:
+    def __init__(self, model: Model, chat: Conversation, output: Output, images: list[Any], texts: list[str]) -> None:
         self.model, self.chat, self.output = model, chat, output
         self.images, self.texts = images, texts
-        self._read = _reader()
-        self._hinted = False
+        self._read = reader(COMMANDS, remember=True)
+        self._interrupted = False
 
     def run(self) -> None:
         """Read and answer until /exit, the end of input, or Ctrl-C twice."""
@@ -54,12 +55,12 @@ class Session:
             except EOFError:
                 return
             except KeyboardInterrupt:
-                if self._hinted:
+                if self._interrupted:
                     raise
-                self._hinted = True
+                self._interrupted = True
                 self.output.note("Ctrl-C again leaves.")
                 continue
-            self._hinted = False
+            self._interrupted = False
             if line == "/exit":
                 return
             if line:
@@ -75,10 +76,12 @@ class Session:
             getattr(self, f"do_{name[1:]}")(rest.strip())
         elif name.startswith("/") and "/" not in name[1:] and not Path(name).exists():
             raise UsageError(f"There is no command {name}.", "See /help.")
-        elif dropped := _dropped(line):
-            self._attach(dropped)
         else:
-            self._say(line)
+            files, text = dropped(line)
+            if files:
+                self._attach(files)
+            if text:
+                self._say(text)
 
     def _say(self, text: str) -> None:
         images, texts = self.images, self.texts
@@ -87,7 +90,11 @@ class Session:
         self.images, self.texts = [], []
 
     def _answer(self, start: Callable[[CancelToken], Iterator[Event]]) -> None:
-        self.output.finished(answer(start, self.output))
+        done = answer(start, self.output)
+        self.output.finished(done)
+        if done.finish_reason == "cancelled":
+            self._interrupted = True
+            self.output.note("Ctrl-C again leaves.")
 
     def _attach(self, files: list[str]) -> None:
         images, texts = attachments(files)
@@ -95,16 +102,27 @@ class Session:
         self.output.note(f"Attached to the next message: {', '.join(files)}")
 
     def _reread(self) -> None:
+        """What a change at the front of the prompt costs: no prefix of it is remembered."""
         if self.chat.history:
-            count = self.chat.engine.count(self.chat.prompt())
-            self.output.note(f"{count:,} tokens will be read again.")
+            count, speed = self.chat.engine.count(self.chat.prompt()), self.model.info.prefill_speed
+            time = f", about {format_duration(count / speed)}" if speed else ""
+            self.output.note(f"{count:,} tokens will be read again{time}.")
 
     def do_file(self, rest: str) -> None:
         """Attach files."""
-        files = _split(rest)
+        files = words(rest)
         if not files:
             raise UsageError("/file needs a file.", "Write: /file picture.png")
         self._attach(files)
+
+    def do_paste(self, rest: str) -> None:
+        """Attach what the clipboard holds."""
+        found = clipboard()
+        if isinstance(found[0], str):
+            self._attach(found)
+        else:
+            self.images = [*self.images, *found]
+            self.output.note("Attached to the next message: the clipboard's picture")
 
     def do_think(self, rest: str) -> None:
         """Set thinking."""
@@ -158,7 +176,7 @@ class Session:
 
     def do_save(self, rest: str) -> None:
         """Write the conversation to a new file."""
-        files = _split(rest)
+        files = words(rest)
         if len(files) != 1:
             raise UsageError("/save needs one file name.", "Write: /save chat.md")
         path = Path(files[0]).expanduser()
@@ -201,63 +219,3 @@ def saved(system: str | None, history: Iterable[Message], as_json: bool) -> str:
 
 def _sources(message: Message) -> list[str]:
     return [part.source or "picture" for part in message.content if isinstance(part, (ImagePart, VideoPart))]
-
-
-def _split(text: str) -> list[str]:
-    try:
-        return shlex.split(text, posix=sys.platform != "win32")
-    except ValueError:
-        return [text]
-
-
-def _dropped(line: str) -> list[str]:
-    """The files of a line that is nothing but paths of files that exist: dropped or pasted into the terminal."""
-    if not any(mark in line for mark in ("/", "\\", ".")):
-        return []
-    names = _split(line)
-    try:
-        return names if names and all(Path(name).expanduser().is_file() for name in names) else []
-    except (OSError, ValueError):
-        return []
-
-
-def _reader() -> Callable[..., str]:
-    """Reads a line: prompt_toolkit on a terminal (history, Esc-Enter for a new line, completion), else plain."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
-
-        def plain(prompt: str, default: str = "") -> str:
-            sys.stderr.write(prompt)
-            sys.stderr.flush()
-            line = sys.stdin.readline()
-            if not line:
-                raise EOFError
-            return line
-
-        return plain
-    from prompt_toolkit import PromptSession
-    from prompt_toolkit.completion import NestedCompleter, PathCompleter
-    from prompt_toolkit.history import FileHistory, History, InMemoryHistory
-    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
-
-    keys = KeyBindings()
-
-    @keys.add("escape", "enter")
-    def _(event: KeyPressEvent) -> None:
-        event.current_buffer.insert_text("\n")
-
-    history: History = InMemoryHistory()
-    folder = settings.load().data_dir
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        history = FileHistory(str(folder / "chat-history"))
-    except OSError:  # a read-only home: the history lives as long as the chat
-        pass
-    completer = NestedCompleter.from_nested_dict(dict.fromkeys(COMMANDS))
-    paths = PathCompleter(expanduser=True)
-    completer.options.update({"/file": paths, "/save": paths})
-    session: PromptSession[str] = PromptSession(history=history, completer=completer, key_bindings=keys)
-
-    def rich(prompt: str, default: str = "") -> str:
-        return session.prompt(prompt, default=default)
-
-    return rich

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import io
 import logging
+import os
 import sys
 import traceback
 from typing import Any, NoReturn
@@ -43,8 +45,9 @@ class Root(click.Group):
         """Run, and turn whatever happens into an exit code."""
         kwargs["standalone_mode"] = False
         try:
-            _set_up_logging()
+            _set_up_streams()
             result = super().main(*args, **kwargs)
+            sys.stdout.flush()
         except click.ClickException as error:
             error.show()
             sys.exit(error.exit_code)
@@ -53,6 +56,9 @@ class Root(click.Group):
         except LocalgemmaError as error:
             _say(f"Error: {error}")
             sys.exit(error.exit_code)
+        except BrokenPipeError:  # the reader has all it wanted, as in `localgemma chat … | head -1`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
+            sys.exit(0)
         except Exception as error:
             if settings.load().log_level == "debug":
                 traceback.print_exc()
@@ -64,7 +70,10 @@ class Root(click.Group):
         sys.exit(result if isinstance(result, int) else 0)
 
 
-def _set_up_logging() -> None:
+def _set_up_streams() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a character that the terminal's encoding lacks becomes a question mark
+            stream.reconfigure(errors="replace")
     level = logging.getLevelName(settings.load().log_level.upper())
     logging.basicConfig(
         stream=sys.stderr, level=level if isinstance(level, int) else logging.ERROR, format="%(name)s: %(message)s"

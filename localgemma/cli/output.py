@@ -10,13 +10,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from localgemma import settings
 from localgemma.engine import CancelToken
 from localgemma.messages import Done, Event, Message, Notice, Progress, TextDelta, ThinkingDelta, Timings, ToolCall, Usage
 from localgemma.units import format_duration
+
+if TYPE_CHECKING:
+    from localgemma.runtime import Plan
 
 _STAGES = {"load": "Loading the model", "encode": "Looking at the picture", "prefill": "Reading"}
 # Control characters, which could move the cursor or recolour the terminal; tab and newline stay.
@@ -35,7 +39,8 @@ class Output:
         self.quiet = quiet
         self.show_thinking = show_thinking
         self.silent_answer = silent_answer
-        self._bar = False
+        self._styled = settings.load().styled
+        self._bar = 0
         self._stage = ("", 0.0)
         self._dimmed = False
         self._blocks = _Blocks() if sys.stdout.isatty() and not silent_answer else None
@@ -62,8 +67,9 @@ class Output:
         if not self.quiet and sys.stderr.isatty() and event.total > 0:
             share = min(100, int(100 * event.done / event.total))
             left = f", {format_duration(event.seconds_left)} left" if event.seconds_left is not None else ""
-            click.echo(f"\r\x1b[K{_STAGES.get(event.stage, event.stage)}: {share} %{left}", nl=False, err=True)
-            self._bar = True
+            text = f"{_STAGES.get(event.stage, event.stage)}: {share} %{left}"
+            click.echo(f"\r{text:<{self._bar}}", nl=False, err=True)
+            self._bar = len(text)
 
     def event(self, event: Event) -> None:
         """Show one event of a turn."""
@@ -103,12 +109,9 @@ class Output:
         if self.quiet or not self.show_thinking:
             return
         self._clear()
-        if sys.stderr.isatty():
-            self._dimmed = True
-            click.echo(click.style(clean(text), dim=True), nl=False, err=True, color=True)
-        else:
-            self._dimmed = True
-            click.echo(clean(text), nl=False, err=True)
+        self._dimmed = True
+        text = clean(text)
+        click.echo(click.style(text, dim=True) if self._styled and sys.stderr.isatty() else text, nl=False, err=True)
 
     def _answer(self, text: str) -> None:
         if self.silent_answer:
@@ -127,8 +130,8 @@ class Output:
 
     def _clear(self) -> None:
         if self._bar:
-            click.echo("\r\x1b[K", nl=False, err=True)
-            self._bar = False
+            click.echo(f"\r{'':<{self._bar}}\r", nl=False, err=True)
+            self._bar = 0
 
 
 class _Blocks:
@@ -185,7 +188,7 @@ def stats_line(done: Done) -> str:
     return " · ".join(parts)
 
 
-def as_json(done: Done, model: str, plan: str) -> dict[str, Any]:
+def as_json(done: Done, model: str, plan: Plan) -> dict[str, Any]:
     """The object of --json."""
     said: Message = done.message
     usage: Usage = done.usage
@@ -198,7 +201,7 @@ def as_json(done: Done, model: str, plan: str) -> dict[str, Any]:
         "usage": asdict(usage),
         "timings": asdict(timings),
         "model": model,
-        "plan": plan.splitlines(),
+        "plan": [asdict(choice) for choice in plan.choices],
     }
 
 

@@ -1,0 +1,163 @@
+"""What goes along with a message: files given by name, dropped or pasted onto the terminal, and the clipboard's picture."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from localgemma.errors import BadMedia, NotFound
+
+_LARGEST_TEXT = 10 << 20
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif", ".ppm")
+_POSIX_WORD = re.compile(r"""(?:'[^']*'|"(?:\\.|[^"\\])*"|\\.|[^\s'"\\]|['"\\])+""", re.DOTALL)
+_WINDOWS_WORD = re.compile(r"""(?:'[^']*'|"[^"]*"|[^\s'"]|['"])+""")
+_WHOLE_PATH = re.compile(r"(?:/|~|[A-Za-z]:[\\/]|\\\\)")  # a sentence may name README.md without meaning to send it
+_IS_WINDOWS = sys.platform == "win32"
+
+
+def attachments(files: Sequence[str]) -> tuple[list[Any], list[str]]:
+    """Pictures (as `Conversation.send` takes them) and texts, told apart by what is in the files.
+
+    Raises NotFound and BadMedia.
+    """
+    images: list[Any] = []
+    texts: list[str] = []
+    for name in files:
+        if name.startswith(("http://", "https://", "data:")):
+            images.append(name)
+            continue
+        path, picture = _existing(name)
+        found = None if picture else _text_of(path)
+        if found is None:
+            images.append(name)
+        else:
+            texts.append(f"{path.name}:\n\n{found}")
+    return images, texts
+
+
+def _existing(name: str) -> tuple[Path, bool]:
+    """The file, and whether it is meant as a picture: by its name, or by a budget."""
+    from localgemma.chat.media import split_budget
+
+    bare, budget = split_budget(name)
+    path = Path(bare).expanduser()
+    try:
+        if path.is_dir():
+            raise BadMedia(f"{bare} is a folder.", "Give the files inside it, each with -f.")
+        if not path.exists():
+            raise NotFound(f"There is no file {bare}.", "Check its name, or give its whole path.")
+    except (OSError, ValueError):
+        raise BadMedia(f"{bare[:80]!r} is no file name.", "Check its name.") from None
+    return path, budget is not None or path.suffix.lower() in _PICTURES
+
+
+def _text_of(path: Path) -> str | None:
+    """The file's text if it is one; None leaves it to the picture reader."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as stream:
+            start = stream.read(4096)
+            if start.startswith(b"%PDF"):
+                raise BadMedia(f"{path.name} is a PDF, which cannot be read yet.", "Save its pages as pictures or text.")
+            if not start or b"\0" in start:
+                return None
+            if size > _LARGEST_TEXT:
+                try:
+                    start[:-4].decode()
+                except UnicodeDecodeError:
+                    return None
+                raise BadMedia(f"{path.name} is too long a text.", "Give at most 10 MiB.")
+            return (start + stream.read()).decode()
+    except UnicodeDecodeError:
+        return None
+    except OSError as error:
+        raise BadMedia(f"{path.name} cannot be read: {error.strerror or error}.", "Check the file.") from None
+
+
+def words(text: str, *, windows: bool = _IS_WINDOWS) -> list[str]:
+    """The words of a line as a shell reads them, quotes and escapes resolved; a lone quote is itself."""
+    return [word for word, _, _ in _words(text, windows)]
+
+
+def dropped(line: str, *, windows: bool = _IS_WINDOWS) -> tuple[list[str], str]:
+    """The files that were dropped or pasted onto a line, and the words around them.
+
+    A line of nothing but existing files gives them all. In a sentence only pictures named by their whole path count.
+    """
+    whole = _local(line.strip(), windows)
+    if _looks_like_path(whole) and _is_file(whole):
+        return [whole], ""
+    found = [(_local(word, windows), start, end) for word, start, end in _words(line, windows)]
+    if found and all(_looks_like_path(name) and _is_file(name) for name, _, _ in found):
+        return [name for name, _, _ in found], ""
+    files: list[str] = []
+    rest, at = "", 0
+    for name, start, end in found:
+        if _WHOLE_PATH.match(name) and Path(name).suffix.lower() in _PICTURES and _is_file(name):
+            files.append(name)
+            rest, at = rest + line[at:start].rstrip(" "), end
+    return files, (rest + line[at:]).strip()
+
+
+def clipboard() -> list[Any]:
+    """What the clipboard holds for a message: a picture, or the names of copied files. Raises BadMedia and NotFound."""
+    from PIL import ImageGrab
+
+    try:
+        found = ImageGrab.grabclipboard()
+    except NotImplementedError:
+        tool = "Install wl-clipboard (Wayland) or xclip (X11), or attach the file: /file picture.png"
+        raise NotFound("No program here reads the clipboard's picture.", tool) from None
+    except Exception as error:  # whatever a helper program or a damaged picture trips over
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        hint = "Save the picture and attach the file: /file picture.png"
+        raise BadMedia(f"The clipboard cannot be read ({reason}).", hint) from None
+    if not found:
+        raise BadMedia("There is no picture in the clipboard.", "Copy one, then /paste again.")
+    if isinstance(found, list):
+        return found
+    found.filename = "pasted picture"  # type: ignore[attr-defined]  # the name that notices and saved chats show
+    return [found]
+
+
+def _words(text: str, windows: bool) -> Iterator[tuple[str, int, int]]:
+    for match in (_WINDOWS_WORD if windows else _POSIX_WORD).finditer(text):
+        yield _unquoted(match[0], windows), match.start(), match.end()
+
+
+def _unquoted(word: str, windows: bool) -> str:
+    def plain(found: re.Match[str]) -> str:
+        part = found[0]
+        if part[0] in "'\"":
+            inner = part[1:-1]
+            return inner if windows or part[0] == "'" else re.sub(r"\\(.)", r"\1", inner, flags=re.DOTALL)
+        return part[1:]
+
+    pattern = r"""'[^']*'|"[^"]*\"""" if windows else r"""'[^']*'|"(?:\\.|[^"\\])*"|\\."""
+    return re.sub(pattern, plain, word, flags=re.DOTALL)
+
+
+def _local(name: str, windows: bool) -> str:
+    """The path of a file: URL of this machine; every other name as it is."""
+    if not name.lower().startswith("file://"):
+        return name
+    host, slash, path = name[7:].partition("/")
+    if host.lower() not in ("", "localhost"):
+        return name
+    path = unquote(slash + path)
+    return path[1:] if windows and re.match(r"/[A-Za-z]:", path) else path
+
+
+def _looks_like_path(name: str) -> bool:
+    return any(mark in name for mark in ("/", "\\", "."))
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).expanduser().is_file()
+    except (OSError, ValueError, RuntimeError):
+        return False
