@@ -7,6 +7,7 @@
 | LOCALGEMMA_LOG | debug, info, warning or error: log lines on stderr |
 | NO_COLOR, TERM=dumb | no colours and no dimmed text |
 | HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_CACHE | as huggingface_hub reads them |
+| OLLAMA_MODELS, LLAMA_CACHE | where Ollama and llama.cpp keep models, as they read them |
 """
 
 from __future__ import annotations
@@ -54,6 +55,26 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """Where other programs keep their files on this platform; paths need not exist, None is not set."""
+
+    home: Path
+    config: Path
+    data: Path
+    cache: Path
+    ollama: Path | None
+    llama_cpp: Path | None
+
+
+def elsewhere(environ: Mapping[str, str] | None = None) -> Elsewhere:
+    """The folders of other programs, read anew at each call."""
+    env = os.environ if environ is None else environ
+    config, data, cache = _platform_folders(env)
+    ollama, llama_cpp = (Path(found) if (found := env.get(name)) else None for name in ("OLLAMA_MODELS", "LLAMA_CACHE"))
+    return Elsewhere(_home(env), config, data, cache, ollama, llama_cpp)
+
+
 def set_default_environment(name: str, value: str) -> None:
     """Give a variable a value for this process and its children, unless it has one."""
     os.environ.setdefault(name, value)
@@ -70,20 +91,28 @@ def _home(env: Mapping[str, str]) -> Path:
 
 
 def _folders(env: Mapping[str, str]) -> tuple[Path, Path, Path]:
+    """Our own folders for configuration, data and cache."""
     if own := env.get("LOCALGEMMA_HOME"):
         return Path(own) / "config", Path(own) / "data", Path(own) / "cache"
+    config, data, cache = _platform_folders(env)
+    if sys.platform == "win32":
+        return config / "localgemma", cache / "localgemma" / "data", cache / "localgemma" / "cache"
+    return config / "localgemma", data / "localgemma", cache / "localgemma"
+
+
+def _platform_folders(env: Mapping[str, str]) -> tuple[Path, Path, Path]:
+    """The platform's folders for programs' configuration, data and cache."""
     home = _home(env)
     if sys.platform == "win32":
-        roaming = Path(env.get("APPDATA") or home / "AppData" / "Roaming") / "localgemma"
-        local = Path(env.get("LOCALAPPDATA") or home / "AppData" / "Local") / "localgemma"
-        return roaming, local / "data", local / "cache"
+        roaming = Path(env.get("APPDATA") or home / "AppData" / "Roaming")
+        return roaming, roaming, Path(env.get("LOCALAPPDATA") or home / "AppData" / "Local")
     if sys.platform == "darwin":
-        support = home / "Library" / "Application Support" / "localgemma"
-        return support, support, home / "Library" / "Caches" / "localgemma"
+        support = home / "Library" / "Application Support"
+        return support, support, home / "Library" / "Caches"
     return (
-        Path(env.get("XDG_CONFIG_HOME") or home / ".config") / "localgemma",
-        Path(env.get("XDG_DATA_HOME") or home / ".local" / "share") / "localgemma",
-        Path(env.get("XDG_CACHE_HOME") or home / ".cache") / "localgemma",
+        Path(env.get("XDG_CONFIG_HOME") or home / ".config"),
+        Path(env.get("XDG_DATA_HOME") or home / ".local" / "share"),
+        Path(env.get("XDG_CACHE_HOME") or home / ".cache"),
     )
 
 
