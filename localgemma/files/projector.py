@@ -15,6 +15,7 @@ import struct
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from localgemma.errors import DiskError, LocalgemmaError
@@ -38,31 +39,61 @@ def corrected(path: Path, folder: Path) -> tuple[Path, str | None]:
     A file that says which activation it uses, or that is no Gemma 4 projector, is returned as it is. The copy is
     written once, under a name made from the file's size, time and header, and appears only when it is whole.
     """
-    header = read_header(path)
-    if not _lacks_activation(header):
+    copy = planned(path, folder)
+    if copy is None:
         return path, None
     try:
-        with path.open("rb") as stream:
-            start = stream.read(header.header_end)
-            digest = _digest(header, start, os.fstat(stream.fileno()).st_mtime_ns)
-            copy = folder / f"{path.stem}-gelu-{digest}.gguf"
-            new_start = _new_start(header, start)
-            size = len(new_start) + max(header.file_size - header.data_offset, 0)
-            if not _is_whole(copy, size):
-                _make_room(folder, size)
-                stream.seek(header.data_offset)
-                with _whole_or_nothing(copy, size) as descriptor, os.fdopen(descriptor, "wb") as target:
-                    target.write(new_start)
-                    while block := stream.read(BLOCK):
-                        target.write(block)
-                    target.flush()
-                    os.fsync(target.fileno())
+        if not copy.is_whole:
+            _make_room(folder, copy.size)
+            with path.open("rb") as stream, _whole_or_nothing(copy) as descriptor, os.fdopen(descriptor, "wb") as target:
+                stream.seek(copy.data_offset)
+                target.write(copy.start)
+                while block := stream.read(BLOCK):
+                    target.write(block)
+                target.flush()
+                os.fsync(target.fileno())
     except OSError as error:
         raise DiskError(
             f"The corrected copy of {path.name} could not be written to {folder}: {error.strerror or error}.",
             "Free some space there, or make that folder writable, then try again.",
         ) from error
-    return copy, NOTE.format(copy=copy.name)
+    return copy.path, NOTE.format(copy=copy.path.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A corrected copy, made or not: where it belongs, how large it is, the bytes before its weights, and where in the
+    original the weights begin."""
+
+    path: Path
+    size: int
+    start: bytes = field(repr=False)
+    data_offset: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the copy is there, complete and corrected."""
+        try:
+            header = read_header(self.path)
+        except LocalgemmaError:
+            return False
+        return header.file_size == self.size and header.metadata.get(KEY) is True
+
+
+def planned(path: Path, folder: Path) -> Copy | None:
+    """The corrected copy that `path` has or would get in `folder`; None for a file that needs none. It makes nothing."""
+    header = read_header(path)
+    if not _lacks_activation(header):
+        return None
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(header.header_end)
+            digest = _digest(header, start, os.fstat(stream.fileno()).st_mtime_ns)
+    except OSError as error:
+        raise DiskError(f"{path} could not be read: {error.strerror or error}.", "Check its permissions.") from error
+    new_start = _new_start(header, start)
+    size = len(new_start) + max(header.file_size - header.data_offset, 0)
+    return Copy(folder / f"{path.stem}-gelu-{digest}.gguf", size, new_start, header.data_offset)
 
 
 def _lacks_activation(header: Header) -> bool:
@@ -84,15 +115,6 @@ def _new_start(header: Header, start: bytes) -> bytes:
     return body + bytes(-len(body) % header.alignment)
 
 
-def _is_whole(copy: Path, size: int) -> bool:
-    """Whether the copy is there, complete and corrected."""
-    try:
-        header = read_header(copy)
-    except LocalgemmaError:
-        return False
-    return header.file_size == size and header.metadata.get(KEY) is True
-
-
 def _make_room(folder: Path, size: int) -> None:
     """The folder, with room for the copy; DiskError where there is none. Sweeps away copies that nobody finished."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -107,18 +129,18 @@ def _make_room(folder: Path, size: int) -> None:
 
 
 @contextlib.contextmanager
-def _whole_or_nothing(copy: Path, size: int) -> Iterator[int]:
-    """A descriptor of a temporary file that becomes `copy` at the end, if it has `size` bytes; else it is removed."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{copy.stem}.", suffix=".part", dir=copy.parent)
+def _whole_or_nothing(copy: Copy) -> Iterator[int]:
+    """A descriptor of a temporary file that becomes the copy at the end, if it has its size; else it is removed."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{copy.path.stem}.", suffix=".part", dir=copy.path.parent)
     part = Path(name)
     try:
         yield descriptor
-        if part.stat().st_size != size:
-            raise DiskError(f"{copy.name} came out incomplete: its source changed meanwhile.", "Try again.")
+        if part.stat().st_size != copy.size:
+            raise DiskError(f"{copy.path.name} came out incomplete: its source changed meanwhile.", "Try again.")
         try:
-            os.replace(part, copy)
+            os.replace(part, copy.path)
         except PermissionError:  # Windows, where another process has its own copy of the same bytes open
-            if not _is_whole(copy, size):
+            if not copy.is_whole:
                 raise
     finally:
         with contextlib.suppress(OSError):
