@@ -107,6 +107,7 @@ class _Builder:
             description=raw.get("description", ""),
             aliases=tuple(raw.get("aliases", ())),
             parameters=raw.get("parameters"),
+            width=raw.get("width"),
             default=default,
             default_reason=raw.get("default_reason", "the default"),
             kv={kind: self._figures(raw["kv"][kind], (*where, "kv", kind)) for kind in raw.get("kv", {})},

@@ -77,6 +77,7 @@ FIELDS: dict[str, dict[str, _Check]] = {
         "default": (_matches(r"[^:@\s]+@[^:@\s]+"), "QUANT@PUBLISHER"),
         "default_reason": _TEXT,
         "parameters": (_size, "a whole number"),
+        "width": (_size, "a whole number"),
         "kv": (lambda v: isinstance(v, dict) and all(map(_figures, v.values())), "figures by the type of the KV cache"),
     },
     "publisher": {

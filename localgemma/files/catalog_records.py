@@ -123,13 +123,18 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One model. `kv` are published costs of a quantised KV cache by its type, in the measures used for weights."""
+    """One model.
+
+    `parameters` and `width` (embedding length) are those of the text model. `kv` are published costs of a quantised KV
+    cache by its type, in the measures used for weights.
+    """
 
     name: str
     title: str
     description: str
     aliases: tuple[str, ...]
     parameters: int | None
+    width: int | None
     default: str
     default_reason: str
     kv: Mapping[str, tuple[Quality, ...]]
