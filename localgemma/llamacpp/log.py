@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 import ctypes
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 LOGGER = logging.getLogger("localgemma.llamacpp")
@@ -12,6 +14,7 @@ _LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.INFO, 4: logging.WARNI
 _CONTINUED = 5
 _recent: collections.deque[str] = collections.deque(maxlen=20)
 _callbacks: list[Any] = []
+_collectors: list[list[str]] = []
 _partial = ""
 _level = logging.DEBUG
 
@@ -34,6 +37,17 @@ def last_error() -> str:
     return _recent[0] if _recent else ""
 
 
+@contextmanager
+def collected() -> Iterator[list[str]]:
+    """The lines that come in the meantime, of every level."""
+    lines: list[str] = []
+    _collectors.append(lines)
+    try:
+        yield lines
+    finally:
+        _collectors[:] = [kept for kept in _collectors if kept is not lines]
+
+
 def _receive(level: int, text: bytes | None, _: object) -> None:
     global _partial, _level
     try:  # an exception must not cross into C
@@ -42,6 +56,8 @@ def _receive(level: int, text: bytes | None, _: object) -> None:
         *lines, _partial = (_partial + (text or b"").decode("utf-8", "replace")).split("\n")
         for line in lines:
             if line.strip(" ."):
+                for collector in _collectors:
+                    collector.append(line)
                 if _level == logging.WARNING:
                     _recent.append(line.strip())
                 LOGGER.log(_level, "%s", line.rstrip())

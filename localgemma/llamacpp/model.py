@@ -52,22 +52,14 @@ class Model:
             return not cancelled
 
         params = c.llama_model_default_params()
-        params.n_gpu_layers = 0 if options.gpu_layers is None else options.gpu_layers
-        params.split_mode, params.main_gpu = _SPLIT[options.split_mode], options.main_gpu
         params.load_mode = (c.LLAMA_LOAD_MODE_MMAP if options.mmap else 0) + (2 if options.mlock else 0)
         params.check_tensors = options.check_tensors
         callback = c.llama_progress_callback(on_progress)
         params.progress_callback = callback
-        keep: list[Any] = [callback]
-        if options.devices is not None:
-            keep.append(devices.handles(options.devices))
-            params.devices = ctypes.cast(keep[-1], ctypes.c_void_p)
-        if options.tensor_split is not None:
-            shares = (ctypes.c_float * max(16, c.llama_max_devices()))(*options.tensor_split)
-            keep.append(shares)
-            params.tensor_split = shares
+        keep = split_arguments(c, params, options)
         log.clear()
         pointer = c.llama_model_load_from_file(os.fsencode(self.path), params)
+        del keep
         if not pointer:
             if cancelled:
                 raise Cancelled("Loading was cancelled.")
@@ -79,6 +71,21 @@ class Model:
         if self.pointer:
             self._c.llama_model_free(self.pointer)
             self.pointer = None
+
+
+def split_arguments(c: Any, params: Any, options: LoadOptions) -> list[Any]:
+    """Write where the layers go into `params`; what is returned must live until the load is over."""
+    keep: list[Any] = []
+    params.n_gpu_layers = 0 if options.gpu_layers is None else options.gpu_layers
+    params.split_mode, params.main_gpu = _SPLIT[options.split_mode], options.main_gpu
+    if options.devices is not None:
+        keep.append(devices.handles(options.devices))
+        params.devices = ctypes.cast(keep[-1], ctypes.c_void_p)
+    if options.tensor_split is not None:
+        shares = (ctypes.c_float * max(16, c.llama_max_devices()))(*options.tensor_split)
+        keep.append(shares)
+        params.tensor_split = shares
+    return keep
 
 
 class Vocabulary:
