@@ -116,9 +116,25 @@ def kind_of(header: Header) -> Kind:
     return KINDS.get(header.text("general.architecture"), "other")
 
 
+def in_ollama_form(header: Header) -> bool:
+    """Whether this is Gemma 4 as Ollama's converter writes it (its convert/convert_gemma4.go).
+
+    Text and picture tower lie in one file, and the tokenizer goes by another name; llama.cpp loads neither.
+    """
+    return header.text("general.architecture") == "gemma4" and (
+        header.text("tokenizer.ggml.model") == "llama"
+        or any(t.name.startswith(("v.", "mm.")) for t in header.tensors)
+    )
+
+
 def check_text_model(header: Header) -> None:
-    """BadModelFile unless this is a Gemma 4 language model."""
+    """BadModelFile unless this is a Gemma 4 language model that llama.cpp can load."""
     _check_architecture(header, "gemma4", "a Gemma 4 language model")
+    if in_ollama_form(header):
+        raise BadModelFile(
+            f"{header.path.name} is Gemma 4 in Ollama's own form, text and pictures in one file, which llama.cpp cannot load.",
+            f"Make a split and corrected copy with: localgemma models import --split {header.path}",
+        )
 
 
 def check_drafter(header: Header) -> None:

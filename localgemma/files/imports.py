@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any, Literal, get_args
 from localgemma import settings
 from localgemma.errors import BadModelFile, DiskError, UsageError
 from localgemma.files.header import Header, Kind, check_drafter, check_projector, check_text_model, kind_of, read_header
+from localgemma.files.whole import disk_errors, whole_file
 
 REGISTRY = "imports.json"
 State = Literal["present", "changed", "gone"]
@@ -180,28 +179,11 @@ def _changed() -> Iterator[list[Imported]]:
     import filelock
 
     path = registry()
-    try:
+    with disk_errors("The list of linked files", path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(path.with_suffix(".lock")):
             items = list(imported())
             yield items
-            _write(path, items)
-    except OSError as error:
-        raise DiskError(
-            f"The list of linked files could not be written to {path.parent}: {error.strerror or error}.",
-            "Free some space there, or make that folder writable, then try again.",
-        ) from error
-
-
-def _write(path: Path, items: list[Imported]) -> None:
-    files = [{**asdict(item), "path": str(item.path)} for item in items]
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            json.dump({"version": 1, "files": files}, stream, indent=1)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(name, path)
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
+            files = [{**asdict(item), "path": str(item.path)} for item in items]
+            with whole_file(path) as stream:
+                stream.write(json.dumps({"version": 1, "files": files}, indent=1).encode())
