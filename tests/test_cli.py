@@ -282,11 +282,22 @@ def test_output_cannot_steer_the_terminal() -> None:
     assert clean("a\x1b[31mb\r\nc\td\x07") == "a�[31mb\nc\td�"
 
 
-def test_blocks_end_at_blank_lines_outside_fences() -> None:
-    assert _block_end("a\nb\n\nc") == 5
-    assert _block_end("```\na\n\nb\n") is None
-    assert _block_end("```\na\n\nb\n```\n\n") == 14
-    assert _block_end("a\nb") is None
+@pytest.mark.parametrize(
+    ("text", "end"),
+    [
+        ("a\nb\n\nc", 5),
+        ("a\nb\n\n", None),  # the next line may belong to it
+        ("- a\n\n  more of a\n\nb", 18),
+        ("```\na\n\nb\n", None),
+        ("```\na\n\nb\n```\n\nc", 14),
+        ("~~~\n```\n\nb\n~~~\n\nc", 16),
+        ("```one line```\n\nc", 16),
+        ("\n\na\n\nb", 5),
+        ("a\nb", None),
+    ],
+)
+def test_blocks_end_at_blank_lines_outside_fences(text: str, end: int | None) -> None:
+    assert _block_end(text) == end
 
 
 def test_progress_is_silent_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:

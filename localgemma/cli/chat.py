@@ -95,7 +95,7 @@ def answer(start: Any, output: Output) -> Done:
     """Show a turn while it streams. `start(token)` gives its events; Ctrl-C cancels the token."""
     token = CancelToken()
     done: Done | None = None
-    with interruptible(token):
+    with interruptible(token, output):
         events: Iterator[Event] = start(token)
         for event in events:
             output.event(event)
@@ -148,7 +148,7 @@ def open_model(model: str, mmproj: str | None, load: LoadOptions, output: Output
         output.progress(event)
         return not token.cancelled
 
-    with interruptible(token):
+    with interruptible(token, output):
         opened = runtime.open(model, projector=mmproj, options=load, progress=told)
     for note in opened.info.notes:
         output.note(note)

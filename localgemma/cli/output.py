@@ -26,6 +26,8 @@ _STAGES = {"load": "Loading the model", "encode": "Looking at the picture", "pre
 # Control characters, which could move the cursor or recolour the terminal; tab and newline stay.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
+_EMPTY_ENDS = re.compile(r"\A(?:(?:\x1b\[[\d;]*m|[ \t])*\n)+|(?:\n(?:\x1b\[[\d;]*m|[ \t])*)+\Z")
+
 
 def clean(text: str) -> str:
     """Text that cannot steer a terminal."""
@@ -58,18 +60,27 @@ class Output:
         click.echo(f"Error: {clean(text)}", err=True)
 
     def progress(self, event: Progress) -> None:
-        """How far something is; shown only on a terminal, and only where it takes more than a second."""
+        """How far something is; shown only on a terminal, and only where it takes more than a second.
+
+        One picture is encoded in a single step of unknown length, so that is shown at once, without a share.
+        """
         now = time.monotonic()
         if event.stage != self._stage[0]:
             self._stage = (event.stage, now)
-        if now - self._stage[1] < 1 and (event.seconds_left or 0) < 1:
+        single = event.stage == "encode"
+        if now - self._stage[1] < 1 and (event.seconds_left or 0) < 1 and not single:
             return
         if not self.quiet and sys.stderr.isatty() and event.total > 0:
-            share = min(100, int(100 * event.done / event.total))
+            share = "" if single else f": {min(100, int(100 * event.done / event.total))} %"
             left = f", {format_duration(event.seconds_left)} left" if event.seconds_left is not None else ""
-            text = f"{_STAGES.get(event.stage, event.stage)}: {share} %{left}"
+            text = f"{_STAGES.get(event.stage, event.stage)}{share}{left}"
             click.echo(f"\r{text:<{self._bar}}", nl=False, err=True)
             self._bar = len(text)
+
+    def stopping(self) -> None:
+        """Said at Ctrl-C where the answer cannot end at once."""
+        if self._stage[0] == "encode":
+            self.note("Stops when this picture is read; Ctrl-C again leaves.")
 
     def event(self, event: Event) -> None:
         """Show one event of a turn."""
@@ -80,6 +91,7 @@ class Output:
         elif isinstance(event, TextDelta):
             self._answer(event.text)
         elif isinstance(event, ToolCall):
+            self._undim()
             wrong = f" (unreadable: {event.error})" if event.error else ""
             self.note(f"Tool call: {event.name}({', '.join(f'{k}={v!r}' for k, v in event.arguments.items())}){wrong}")
         elif isinstance(event, Notice):
@@ -158,19 +170,24 @@ class _Blocks:
         from rich.markdown import Markdown
 
         console = Console()
-        console.print(Markdown(block))
-        console.print()
+        with console.capture() as captured:  # rich puts empty lines around some kinds of blocks
+            console.print(Markdown(block, code_theme="ansi_dark"))  # the terminal's own colours
+        click.echo(_EMPTY_ENDS.sub("", captured.get()) + "\n")
 
 
 def _block_end(text: str) -> int | None:
-    """Where the first block ends: after a blank line outside a code fence."""
-    fenced, at = False, 0
+    """Where the first block ends: after a blank line outside a code fence that no indented line follows."""
+    fence, at, blank = "", 0, False
     for line in text.splitlines(keepends=True):
-        at += len(line)
-        if line.lstrip().startswith(("```", "~~~")):
-            fenced = not fenced
-        elif not line.strip() and not fenced and line.endswith("\n") and text[: at - len(line)].strip():
+        mark = line.lstrip()[:3]
+        if blank and not line[0].isspace():
             return at
+        if fence:
+            fence = "" if mark == fence else fence
+        elif mark in ("```", "~~~") and mark not in line.lstrip()[3:]:
+            fence = mark
+        at += len(line)
+        blank = not fence and not line.strip() and line.endswith("\n") and bool(text[: at - len(line)].strip())
     return None
 
 
@@ -206,7 +223,7 @@ def as_json(done: Done, model: str, plan: Plan) -> dict[str, Any]:
 
 
 @contextmanager
-def interruptible(token: CancelToken) -> Iterator[None]:
+def interruptible(token: CancelToken, output: Output) -> Iterator[None]:
     """Ctrl-C cancels the token; a second one raises KeyboardInterrupt."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -216,6 +233,7 @@ def interruptible(token: CancelToken) -> Iterator[None]:
         if token.cancelled:
             raise KeyboardInterrupt
         token.cancel()
+        output.stopping()
 
     before = signal.signal(signal.SIGINT, stop)
     try:
