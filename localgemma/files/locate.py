@@ -1,0 +1,136 @@
+"""Which files a name opens: the text model, and the projector and drafter that belong to it, all on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from localgemma.errors import LocalgemmaError, NotDownloaded, NotFound
+from localgemma.files import store
+from localgemma.files.catalog import Catalog, Entry, Found, Name, Role, Variant, total
+from localgemma.files.header import kind_of, read_header
+from localgemma.files.store import Held
+from localgemma.units import format_size
+
+_BESIDE: dict[Role, str] = {"text": "", "projector": "mmproj*.gguf", "drafter": "mtp*.gguf"}  # as publishers name them
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """A model on this machine. Each file comes with the reason why it was taken, empty where there is none."""
+
+    name: str
+    text: Path
+    why: str
+    projector: Path | None = None
+    projector_why: str = ""
+    drafter: Path | None = None
+    drafter_why: str = ""
+
+
+def locate(name: str, catalog: Catalog) -> Local:
+    """The files that `name` means, a linked file's own name included.
+
+    Raises UsageError, NotFound, and NotDownloaded with size and command.
+    """
+    wanted = Name.parse(name)
+    links = [item for item in store.linked() if item.role == "text"]
+    try:
+        found = catalog.find(wanted)
+    except NotFound:
+        if item := _linked(wanted, links, catalog):
+            return _local(item, item.name, "linked under that name or shape", None, catalog)
+        raise
+    if here := present(found):
+        variant, text, why = _best(found.entry, here)
+        return _local(text, variant.name, why, variant, catalog)
+    if item := _linked(wanted, links, catalog):
+        return _local(item, item.name, f"linked, and of {found.entry.name}'s shape", None, catalog)
+    raise missing(found)
+
+
+def beside(path: Path, role: Role, width: int) -> Path | None:
+    """A projector or drafter in the model's own folder that goes with its width."""
+    try:
+        candidates = sorted(path.parent.glob(_BESIDE[role]))
+    except (OSError, ValueError):
+        return None
+    for candidate in candidates:
+        try:
+            header = read_header(candidate)
+        except LocalgemmaError:
+            continue
+        if kind_of(header) == role and store.width_of(header) == width:
+            return candidate
+    return None
+
+
+def present(found: Found) -> list[tuple[Variant, Held]]:
+    """The variants whose text model is here, each with its best copy."""
+    return [(variant, items[0]) for variant in found.variants if (items := store.copies(variant.text[0]))]
+
+
+def missing(found: Found) -> NotDownloaded:
+    """The error for a model that is known and not here: which one a pull would bring, its size, the command."""
+    variant, why = found.choose()
+    size = total(variant.files)
+    about = f"{format_size(size)} with projector and drafter" if size else "its hub knows the size"
+    command = found.entry.name if len(found.variants) == len(found.entry.variants) else variant.name
+    which = variant.name if len(found.variants) == 1 else f"{variant.name} ({why})"
+    return NotDownloaded(f"{which} is not on this machine; {about}.", f"Get it with: localgemma models pull {command}")
+
+
+def _linked(wanted: Name, links: list[Held], catalog: Catalog) -> Held | None:
+    """The linked text model of that very name; else the largest of the wanted model's width and quantisation."""
+    for item in links:
+        if wanted == Name(wanted.model) and item.name.casefold() == wanted.model.casefold():
+            return item
+    if wanted.publisher and wanted.publisher.casefold() != "linked":
+        return None
+    try:
+        width = catalog.entry(wanted.model).width
+    except NotFound:
+        return None
+    quant = (wanted.quant or "").casefold()
+    fitting = [item for item in links if item.width == width and quant in ("", item.quant.casefold())]
+    return max(fitting, key=lambda item: item.size, default=None)
+
+
+def _best(entry: Entry, here: list[tuple[Variant, Held]]) -> tuple[Variant, Held, str]:
+    """The default where it is here, else the one with most bits per weight."""
+    for variant, text in here:
+        if f"{variant.quant}@{variant.publisher}" == entry.default:
+            return variant, text, entry.default_reason
+    if len(here) == 1:
+        return *here[0], "the one on this machine"
+    variant, text = max(here, key=lambda pair: pair[1].size)
+    return variant, text, "the largest on this machine"
+
+
+def _local(text: Held, name: str, why: str, variant: Variant | None, catalog: Catalog) -> Local:
+    projector = next(_companions("projector", text, variant, catalog), (None, ""))
+    drafter = next(_companions("drafter", text, variant, catalog), (None, ""))
+    return Local(name, text.path, why, *projector, *drafter)
+
+
+def _companions(role: Role, text: Held, variant: Variant | None, catalog: Catalog) -> Iterator[tuple[Path, str]]:
+    """What goes with a text model, best first.
+
+    The publisher's own; what lies beside it; another publisher's, made from the same weights; a linked one of the same
+    width. Of a file that no catalogue knows, it is not known whether its weights are quantisation-aware ones.
+    """
+    if variant:
+        for file in variant.projectors if role == "projector" else variant.drafters:
+            for item in store.copies(file)[:1]:
+                yield item.path, "ships with the model" if file.folder else f"belongs to {variant.name}"
+    if text.origin == "linked" and (path := beside(text.path, role, text.width)):
+        yield path, f"lies beside {text.path.name}"
+    for other in catalog.variants():
+        if catalog.entries[other.model].width == text.width and other.qat == (variant.qat if variant else False):
+            for file in other.projectors if role == "projector" else other.drafters:
+                for item in store.copies(file)[:1]:
+                    yield item.path, f"{file.publisher}'s, made from the same weights"
+    for item in store.linked():
+        if item.role == role and item.width == text.width:
+            yield item.path, "linked, and of the model's width"

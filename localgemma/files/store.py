@@ -1,0 +1,257 @@
+"""What is on this machine: the hub's cache, linked files, the demo and our corrected projectors; and which file a name opens.
+
+Nothing here opens a connection. A file counts as present only where its header is whole, every tensor lies inside the
+file, its size is the published one, and no check of ours found it damaged.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from localgemma import settings
+from localgemma.errors import LocalgemmaError
+from localgemma.files import ledger
+from localgemma.files.catalog import Catalog, File, Replaced
+from localgemma.files.facts import quant_of
+from localgemma.files.header import Header, kind_of, read_header
+from localgemma.files.imports import Imported, imported, parts_of
+
+Origin = Literal["shipped", "hub", "linked", "corrected"]
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """One model file on this machine; a model in several parts is one, `path` its first part and `size` that of all.
+
+    `file` is what the catalogue says of it, None for a file of no catalogue. `commit` is the hub's, empty elsewhere.
+    `sha256` is what its content is believed to be: as computed here (`verified`), as the cache names it, or None.
+    `ours` says that localgemma brought or made it, so that it may remove it.
+    """
+
+    role: str
+    name: str
+    path: Path
+    size: int
+    quant: str
+    width: int
+    origin: Origin
+    ours: bool
+    verified: bool
+    sha256: str | None = None
+    file: File | None = None
+    commit: str = ""
+
+    @property
+    def outdated(self) -> bool:
+        """Whether the catalogue has another content under the same path."""
+        return bool(self.file and self.sha256 and self.file.sha256 and self.sha256 != self.file.sha256)
+
+
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """A file that is there and cannot be used, and why."""
+
+    path: Path
+    size: int
+    origin: Origin
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """Everything that was found, sound and not."""
+
+    held: tuple[Held, ...]
+    damaged: tuple[Damaged, ...]
+
+    def of(self, role: str) -> tuple[Held, ...]:
+        """The sound files of a role."""
+        return tuple(item for item in self.held if item.role == role)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a file may be: found by its place alone, nothing read yet."""
+
+    path: Path
+    origin: Origin
+    file: File | None = None
+    commit: str = ""
+    name: str = ""
+    sha256: str | None = None
+
+
+def projectors_folder() -> Path:
+    """Where corrected projectors are kept."""
+    return settings.load().cache_dir / "projectors"
+
+
+def inventory(catalog: Catalog) -> Inventory:
+    """Look everywhere and read every header; about 0.1 s a file of the real model's size."""
+    held: list[Held] = []
+    damaged: list[Damaged] = []
+    for place in _places(catalog):
+        try:
+            held.append(_examine(place))
+        except LocalgemmaError as error:
+            damaged.append(Damaged(place.path, _size(place.path), place.origin, error.message))
+    return Inventory(tuple(held), tuple(damaged))
+
+
+def copies(file: File) -> list[Held]:
+    """Sound copies of a catalogue's file, the one with the catalogue's own content first, then the newest."""
+    found: list[Held] = []
+    for place in (*_published(file), *_linked_as(file, imported())):
+        try:
+            found.append(_examine(place))
+        except LocalgemmaError:
+            continue
+    return sorted(found, key=lambda item: (item.outdated, -_mtime(item.path)))
+
+
+def linked() -> list[Held]:
+    """Linked files that are there and unchanged."""
+    found: list[Held] = []
+    for place in _linked_places(imported()):
+        try:
+            found.append(_examine(place))
+        except LocalgemmaError:
+            continue
+    return found
+
+
+def was_replaced(item: Held, catalog: Catalog) -> Replaced | None:
+    """The catalogue's record of this content where it is an earlier one."""
+    for entry in catalog.entries.values():
+        for old in entry.replaced:
+            if old.sha256 == item.sha256:
+                return old
+    return None
+
+
+def _places(catalog: Catalog) -> Iterator[_Place]:
+    links, seen = imported(), set[Path]()
+    for file in catalog.files():
+        for place in (*_published(file), *_linked_as(file, links)):
+            if (real := place.path.resolve()) not in seen:
+                seen.add(real)
+                yield place
+    for place in _linked_places(links):
+        if place.path.resolve() not in seen:
+            yield place
+    for path in sorted(_gguf(projectors_folder())):
+        yield _Place(path, "corrected")
+
+
+def _published(file: File) -> Iterator[_Place]:
+    """Where a catalogue's file may be in the hub's cache or the package; nothing for later parts of a model in parts."""
+    if parts_of(Path(file.path))[0] != Path(file.path):
+        return
+    if file.folder:
+        yield _Place(file.folder / file.path, "shipped", file)
+        return
+    snapshots = settings.load().hub_cache / f"models--{file.repository.replace('/', '--')}" / "snapshots"
+    blobs: set[Path] = set()
+    for folder in _folders(snapshots):
+        path = folder / file.path
+        if path.is_file() and (real := path.resolve()) not in blobs:
+            blobs.add(real)
+            yield _Place(path, "hub", file, folder.name, sha256=real.name if _SHA256.fullmatch(real.name) else None)
+
+
+def _linked_places(links: Iterable[Imported]) -> Iterator[_Place]:
+    for item in links:
+        if item.state != "gone":
+            yield _Place(item.path, "linked", name=item.name, sha256=item.sha256)
+
+
+def _linked_as(file: File, links: Iterable[Imported]) -> Iterator[_Place]:
+    """Linked files that are this published one: by their sha256, or where it is unknown by name and exact size."""
+    for item in links:
+        if item.sha256 and file.sha256:
+            same = item.sha256 == file.sha256
+        else:
+            same = item.path.name == PurePosixPath(file.path).name and item.size == file.bytes
+        if same and item.state != "gone" and item.role == file.role:
+            yield _Place(item.path, "linked", file, name=item.name, sha256=item.sha256)
+
+
+def _examine(place: _Place) -> Held:
+    """The file at a place; LocalgemmaError where it is not sound."""
+    parts = parts_of(place.path)
+    headers = [read_header(part) for part in parts]
+    for part, header in zip(parts, headers, strict=True):
+        _check(place, part, header, alone=len(parts) == 1)
+    records = [ledger.recall(part) for part in parts]
+    role = kind_of(headers[0])
+    return Held(
+        role=role,
+        name=place.name or place.path.name,
+        path=place.path,
+        size=sum(header.file_size for header in headers),
+        quant=place.file.quant if place.file else quant_of(headers[0]),
+        width=width_of(headers[0]),
+        origin=place.origin,
+        ours=place.origin == "corrected" or (place.origin == "hub" and all(r is not None and r.fetched for r in records)),
+        verified=all(record is not None for record in records),
+        sha256=(records[0].sha256 if records[0] and len(parts) == 1 else None) or place.sha256,
+        file=place.file,
+        commit=place.commit,
+    )
+
+
+def _check(place: _Place, part: Path, header: Header, *, alone: bool) -> None:
+    """LocalgemmaError where a sound header belongs to the wrong or a damaged file."""
+    again = "Get it again with: localgemma models pull"
+    wanted = place.file
+    if wanted and kind_of(header) != wanted.role:
+        raise LocalgemmaError(f"{part.name} is not a {wanted.role} file, as the catalogue says.", again)
+    same = wanted is not None and alone and wanted.sha256 is not None and place.sha256 in (None, wanted.sha256)
+    if wanted and same and wanted.bytes not in (None, header.file_size):
+        raise LocalgemmaError(f"{part.name} has {header.file_size:,} bytes, not {wanted.bytes:,}.", again)
+    record = ledger.recall(part)
+    if record and not record.intact:
+        raise LocalgemmaError(f"{part.name} is damaged: a check found other bytes than there should be.", again)
+
+
+def width_of(header: Header) -> int:
+    """The embedding length of the language model that the file is, or belongs to."""
+    keys: dict[str, str] = {
+        "text": "gemma4.embedding_length",
+        "projector": "clip.vision.projection_dim",
+        "drafter": "gemma4-assistant.embedding_length_out",
+    }
+    return header.number(keys.get(kind_of(header), "")) or 0
+
+
+def _folders(folder: Path) -> list[Path]:
+    try:
+        return sorted(child for child in folder.iterdir() if child.is_dir())
+    except OSError:
+        return []
+
+
+def _gguf(folder: Path) -> list[Path]:
+    try:
+        return [child for child in folder.iterdir() if child.suffix == ".gguf" and not child.name.startswith(".")]
+    except OSError:
+        return []
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _mtime(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

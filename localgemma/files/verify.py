@@ -1,0 +1,98 @@
+"""Proves a file: its structure, and the sha256 of its bytes against what they should be."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from localgemma.engine import CancelToken
+from localgemma.errors import Cancelled, DiskError, LocalgemmaError
+from localgemma.files import ledger
+from localgemma.files.header import read_header
+from localgemma.files.projector import Copy
+
+BLOCK = 1 << 20  # bytes read at a time: larger blocks leave the processor's cache before they are hashed
+Told = Callable[[int], None]  # how many bytes more were hashed
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """`intact` is False with a `problem`; without an `expected` sha256 only the structure was proven."""
+
+    path: Path
+    intact: bool
+    sha256: str
+    expected: str | None
+    problem: str = ""
+
+
+def verify(
+    path: Path, expected: str | None, *, size: int | None = None, told: Told | None = None, cancel: CancelToken | None = None
+) -> Verdict:
+    """Check structure, size (where it is known) and sha256, and remember the outcome.
+
+    Raises NotFound, DiskError and Cancelled; a file that is not what it should be is a Verdict.
+    """
+    problem = _structure(path, size)
+    found = sha256_of(path, told=told, cancel=cancel)
+    if not problem and expected and found != expected:
+        problem = f"its sha256 is {found[:16]}…, not {expected[:16]}…"
+    ledger.record(path, found, intact=not problem)
+    return Verdict(path, not problem, found, expected, problem)
+
+
+def verify_copy(original: Path, copy: Copy, *, told: Told | None = None, cancel: CancelToken | None = None) -> Verdict:
+    """Check a projector's corrected copy: its header with the one entry more, then the original's weights."""
+    digest = hashlib.sha256(copy.start)
+    with _opened(original) as stream:
+        stream.seek(copy.data_offset)
+        _feed(digest, stream, told, cancel)
+    return verify(copy.path, digest.hexdigest(), size=copy.size, told=told, cancel=cancel)
+
+
+def sha256_of(path: Path, *, told: Told | None = None, cancel: CancelToken | None = None) -> str:
+    """The sha256 of a file's bytes, in hexadecimal; DiskError and Cancelled."""
+    digest = hashlib.sha256()
+    with _opened(path) as stream:
+        _feed(digest, stream, told, cancel)
+    return digest.hexdigest()
+
+
+def _structure(path: Path, size: int | None) -> str:
+    """What is wrong with the header, the tensors' places or the size; empty where nothing is."""
+    try:
+        header = read_header(path)
+    except DiskError:
+        raise
+    except LocalgemmaError as error:
+        return error.message.removeprefix(f"{path.name} ").rstrip(".")
+    if size is not None and header.file_size != size:
+        return f"it has {header.file_size:,} bytes, not {size:,}"
+    return ""
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb", buffering=0)  # type: ignore[return-value]
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _feed(digest: hashlib._Hash, stream: BinaryIO, told: Told | None, cancel: CancelToken | None) -> None:
+    block = memoryview(bytearray(BLOCK))
+    try:
+        while count := stream.readinto(block):
+            digest.update(block[:count])
+            if told:
+                told(count)
+            if cancel is not None and cancel.cancelled:
+                raise Cancelled("Cancelled.")
+    except OSError as error:
+        raise _unreadable(Path(stream.name), error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> DiskError:
+    return DiskError(f"{path} could not be read: {error.strerror or error}.", "Check its permissions and the disk.")
