@@ -18,6 +18,7 @@ from localgemma.errors import LocalgemmaError
 # name: (module, what it does); the modules are imported only when their command runs.
 _COMMANDS = {
     "chat": ("localgemma.cli.chat", "Talk with a model: one question, a pipe, or a conversation."),
+    "quantize": ("localgemma.cli.quantize", "Make a smaller model file, or a whole release."),
     "bench": ("localgemma.cli.bench", "Measure how fast a model loads, reads and writes here."),
 }
 

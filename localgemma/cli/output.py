@@ -22,7 +22,10 @@ from localgemma.units import format_duration
 if TYPE_CHECKING:
     from localgemma.runtime import Plan
 
-_STAGES = {"load": "Loading the model", "encode": "Looking at the picture", "prefill": "Reading"}
+_STAGES = {
+    "load": "Loading the model", "encode": "Looking at the picture", "prefill": "Reading", "quantize": "Quantising",
+    "checksum": "Making the checksum", "imatrix": "Reading the data", "measure": "Measuring",
+}  # fmt: skip
 # Control characters, which could move the cursor or recolour the terminal; tab and newline stay.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 

@@ -1,0 +1,1 @@
+"""Building model files: converting, quantising, importance matrices."""
