@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from localgemma import settings
 from localgemma.chat.conversation import Conversation
-from localgemma.engine import Engine, EngineInfo
+from localgemma.engine import CancelToken, Engine, EngineInfo
 from localgemma.errors import NotDownloaded, NotFound, UsageError
 from localgemma.messages import Progress
 from localgemma.options import ChatOptions, LoadOptions, Sampling, updated
 from localgemma.units import format_size
 
-DEMO = Path(__file__).parent / "assets" / "demo"
-NAMES = ("demo", "gemma-4-31b")
-_PULL = "Get it with: localgemma models pull gemma-4-31b"
+if TYPE_CHECKING:
+    from localgemma.files.download import Transferred
+    from localgemma.files.locate import Local
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,13 +121,14 @@ def open(
     from localgemma.llamacpp.engine import open_engine
 
     options = options or LoadOptions()
-    text, beside, why = _locate(name)
-    plan, notes = _plan(text, (Path(projector), "you gave it") if projector else beside, why, options)
+    found = _locate(name)
+    beside = (found.projector, found.projector_why) if found.projector else None
+    plan, notes = _plan(found.text, (Path(projector), "you gave it") if projector else beside, found.why, options)
 
     def told(done: float) -> bool:
         return progress is None or progress(Progress("load", done, 1.0)) is not False
 
-    engine = open_engine(text, plan.projector, plan.options, name=_shown(name), notes=notes, progress=told)
+    engine = open_engine(found.text, plan.projector, plan.options, name=found.name, notes=notes, progress=told)
     return Model(engine, plan)
 
 
@@ -138,45 +138,42 @@ def _fetch_picture(url: str) -> bytes:
     return net.fetch_picture(url)
 
 
-def pull(name: str) -> NoReturn:
-    """Download a model; not built yet."""
-    raise NotFound(f"{name} cannot be downloaded yet.", "Downloads come with: localgemma models (not built yet)")
+def pull(name: str, *, progress: Callable[[Transferred], None] | None = None, cancel: CancelToken | None = None) -> Path:
+    """Download what is missing of a model, its projector and its drafter, without asking; the text model's path.
+
+    What is here already opens no connection. Raises UsageError, NotFound, DiskError, ChecksumError, OfflineError,
+    TransferError and Cancelled.
+    """
+    from localgemma.files import catalog
+    from localgemma.files import pull as pulling
+
+    variant, _ = catalog.load().find(name).choose()
+    return pulling.run(pulling.plan(variant), progress=progress, cancel=cancel).text
 
 
-def _shown(name: str | Path) -> str:
-    return "demo" if str(name) == "demo" else Path(name).stem
+def _locate(name: str | Path) -> Local:
+    """The files of a name or a path, and why each of them.
 
+    A text with a slash or the ending .gguf is a path, except for a repository of the catalogue.
+    """
+    from localgemma.files import catalog
+    from localgemma.files.locate import locate, of_path
 
-def _locate(name: str | Path) -> tuple[Path, tuple[Path, str] | None, str]:
-    """The model's file, the projector beside it with the reason, and why this file."""
-    if str(name) == "demo":
-        return DEMO / "text.gguf", (DEMO / "mmproj.gguf", "ships with the demo model"), "the demo model, a toy"
     shown = str(name)
-    if "\0" in shown:
-        raise NotFound(f"{shown[:80]!r} is no file name.", "Give a model's name, or the path of a .gguf file.")
-    is_path = isinstance(name, Path) or shown.endswith(".gguf") or "/" in shown or "\\" in shown
-    if is_path:
-        path = Path(name).expanduser()
-        return path, _beside(path), "you gave it"
-    if shown.lower().split(":")[0].split("@")[0] in ("gemma-4-31b", "gemma-4-31b-it"):
-        raise NotDownloaded(f"{shown} is not on this machine (about 17.7 GB at Q4_0).", _PULL)
+    if isinstance(name, Path) or shown.endswith(".gguf"):
+        return of_path(Path(name).expanduser())
     try:
-        exists = Path(shown).is_file()
-    except (OSError, ValueError):  # a name too long for the file system, or with a NUL byte
-        exists = False
-    if exists:
-        return Path(shown), _beside(Path(shown)), "you gave it"
-    near = difflib.get_close_matches(shown.lower(), NAMES, 2, 0.5)
-    hint = f"Did you mean {' or '.join(near)}?" if near else f"There are: {', '.join(NAMES)}, or the path of a .gguf file."
-    raise NotFound(f"There is no model {shown[:80]!r}.", hint)
-
-
-def _beside(path: Path) -> tuple[Path, str] | None:
-    try:
-        found = sorted(path.parent.glob("mmproj*.gguf"))
-    except (OSError, ValueError):
-        return None
-    return (found[0], f"lies beside {path.name}") if found else None
+        return locate(shown, catalog.load())
+    except (NotFound, UsageError) as error:
+        if isinstance(error, NotDownloaded):
+            raise
+        try:
+            is_file = Path(shown).expanduser().is_file()
+        except (OSError, ValueError):  # a name too long for the file system, or with a NUL byte
+            is_file = False
+        if is_file:
+            return of_path(Path(shown).expanduser())
+        raise
 
 
 def _plan(text: Path, projector: tuple[Path, str] | None, why: str, options: LoadOptions) -> tuple[Plan, tuple[str, ...]]:

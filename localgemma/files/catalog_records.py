@@ -207,7 +207,8 @@ class Catalog:
             if wanted in (entry.name.casefold(), *(alias.casefold() for alias in entry.aliases)):
                 return entry
         known = [name for entry in self.entries.values() for name in (entry.name, *entry.aliases)]
-        raise NotFound(f"There is no model {model[:80]!r}.", _near(wanted, known, "models", list(self.entries)))
+        hint = _near(wanted, known, "models", list(self.entries))
+        raise NotFound(f"There is no model {model[:80]!r}.", f"{hint} Or give the path of a .gguf file.")
 
     def find(self, name: str | Name) -> Found:
         """The variants that `name` means, at least one.

@@ -9,12 +9,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from localgemma import settings
+from localgemma.files.whole import whole_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +53,8 @@ def record(path: Path, sha256: str, *, intact: bool = True, fetched: bool = Fals
         text = json.dumps(asdict(Record(str(real), stat.st_size, stat.st_mtime_ns, sha256, intact, kept)), indent=1)
         place = _place(real)
         place.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=place.parent)
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-                stream.write(text)
-            os.replace(name, place)
-        finally:
-            with contextlib.suppress(OSError):
-                os.unlink(name)
+        with whole_file(place) as stream:
+            stream.write(text.encode())
 
 
 def forget(path: Path) -> None:

@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from localgemma.errors import LocalgemmaError, NotDownloaded, NotFound
+from localgemma.errors import NotDownloaded, NotFound
 from localgemma.files import store
 from localgemma.files.catalog import Catalog, Entry, Found, Name, Role, Variant, total
-from localgemma.files.header import kind_of, read_header
+from localgemma.files.header import read_header
+from localgemma.files.pairing import partner
 from localgemma.files.store import Held
 from localgemma.units import format_size
-
-_BESIDE: dict[Role, str] = {"text": "", "projector": "mmproj*.gguf", "drafter": "mtp*.gguf"}  # as publishers name them
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,26 +43,10 @@ def locate(name: str, catalog: Catalog) -> Local:
         raise
     if here := present(found):
         variant, text, why = _best(found.entry, here)
-        return _local(text, variant.name, why, variant, catalog)
+        return _local(text, found.entry.name if len(found.entry.variants) == 1 else variant.name, why, variant, catalog)
     if item := _linked(wanted, links, catalog):
         return _local(item, item.name, f"linked, and of {found.entry.name}'s shape", None, catalog)
     raise missing(found)
-
-
-def beside(path: Path, role: Role, width: int) -> Path | None:
-    """A projector or drafter in the model's own folder that goes with its width."""
-    try:
-        candidates = sorted(path.parent.glob(_BESIDE[role]))
-    except (OSError, ValueError):
-        return None
-    for candidate in candidates:
-        try:
-            header = read_header(candidate)
-        except LocalgemmaError:
-            continue
-        if kind_of(header) == role and store.width_of(header) == width:
-            return candidate
-    return None
 
 
 def present(found: Found) -> list[tuple[Variant, Held]]:
@@ -114,23 +97,33 @@ def _local(text: Held, name: str, why: str, variant: Variant | None, catalog: Ca
     return Local(name, text.path, why, *projector, *drafter)
 
 
+def of_path(path: Path) -> Local:
+    """A file given by its path, with the projector and drafter that fit it; raises as `read_header` does."""
+    header = read_header(path)
+    projector, drafter = partner(header, "projector"), partner(header, "drafter")
+    return Local(
+        path.stem, path, "you gave it",
+        projector.path if projector else None, projector.why if projector else "",
+        drafter.path if drafter else None, drafter.why if drafter else "",
+    )  # fmt: skip
+
+
 def _companions(role: Role, text: Held, variant: Variant | None, catalog: Catalog) -> Iterator[tuple[Path, str]]:
     """What goes with a text model, best first.
 
-    The publisher's own; what lies beside it; another publisher's, made from the same weights; a linked one of the same
-    width. Of a file that no catalogue knows, it is not known whether its weights are quantisation-aware ones.
+    The publisher's own; for a linked model what lies beside it or is linked; another publisher's, made from the same
+    weights. Of a file that no catalogue knows, it is not known whether its weights are quantisation-aware ones.
     """
     if variant:
         for file in variant.projectors if role == "projector" else variant.drafters:
             for item in store.copies(file)[:1]:
                 yield item.path, "ships with the model" if file.folder else f"belongs to {variant.name}"
-    if text.origin == "linked" and (path := beside(text.path, role, text.width)):
-        yield path, f"lies beside {text.path.name}"
+    if text.origin == "linked" and (found := partner(read_header(text.path), role)):
+        yield found.path, found.why
     for other in catalog.variants():
         if catalog.entries[other.model].width == text.width and other.qat == (variant.qat if variant else False):
             for file in other.projectors if role == "projector" else other.drafters:
                 for item in store.copies(file)[:1]:
                     yield item.path, f"{file.publisher}'s, made from the same weights"
-    for item in store.linked():
-        if item.role == role and item.width == text.width:
-            yield item.path, "linked, and of the model's width"
+    if text.origin != "linked" and (found := partner(read_header(text.path), role)):
+        yield found.path, found.why

@@ -83,7 +83,7 @@ class Copy:
 def planned(path: Path, folder: Path) -> Copy | None:
     """The corrected copy that `path` has or would get in `folder`; None for a file that needs none. It makes nothing."""
     header = read_header(path)
-    if not _lacks_activation(header):
+    if not lacks_activation(header):
         return None
     try:
         with path.open("rb") as stream:
@@ -96,7 +96,7 @@ def planned(path: Path, folder: Path) -> Copy | None:
     return Copy(folder / f"{path.stem}-gelu-{digest}.gguf", size, new_start, header.data_offset)
 
 
-def _lacks_activation(header: Header) -> bool:
+def lacks_activation(header: Header) -> bool:
     """Whether this is a Gemma 4 projector that says nothing of its activation (both keys at once do not load)."""
     kind = header.text("clip.vision.projector_type") or header.text("clip.projector_type")
     return kind_of(header) == "projector" and kind == "gemma4v" and not {KEY, "clip.use_silu"} & set(header.metadata)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 from localgemma.engine import CancelToken
 from localgemma.errors import Cancelled, DiskError, LocalgemmaError
@@ -74,14 +74,14 @@ def _structure(path: Path, size: int | None) -> str:
     return ""
 
 
-def _opened(path: Path) -> BinaryIO:
+def _opened(path: Path) -> FileIO:
     try:
-        return path.open("rb", buffering=0)  # type: ignore[return-value]
+        return path.open("rb", buffering=0)
     except OSError as error:
         raise _unreadable(path, error) from error
 
 
-def _feed(digest: hashlib._Hash, stream: BinaryIO, told: Told | None, cancel: CancelToken | None) -> None:
+def _feed(digest: hashlib._Hash, stream: FileIO, told: Told | None, cancel: CancelToken | None) -> None:
     block = memoryview(bytearray(BLOCK))
     try:
         while count := stream.readinto(block):
@@ -91,7 +91,7 @@ def _feed(digest: hashlib._Hash, stream: BinaryIO, told: Told | None, cancel: Ca
             if cancel is not None and cancel.cancelled:
                 raise Cancelled("Cancelled.")
     except OSError as error:
-        raise _unreadable(Path(stream.name), error) from error
+        raise _unreadable(Path(str(stream.name)), error) from error
 
 
 def _unreadable(path: Path, error: OSError) -> DiskError:
