@@ -160,6 +160,8 @@ def _locate(name: str | Path) -> Local:
     from localgemma.files.locate import locate, of_path
 
     shown = str(name)
+    if "\0" in shown:
+        raise NotFound(f"{shown[:80]!r} is no file name.", "Give a model's name, or the path of a .gguf file.")
     if isinstance(name, Path) or shown.endswith(".gguf"):
         return of_path(Path(name).expanduser())
     try:

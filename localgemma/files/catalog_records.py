@@ -153,7 +153,7 @@ class Name:
     @classmethod
     def parse(cls, text: str) -> Name:
         """UsageError where `text` is no such name."""
-        found = _NAME.fullmatch(text) if len(text) <= 256 and text.isprintable() else None
+        found = _NAME.fullmatch(text) if text.isprintable() else None
         if not found:
             raise UsageError(
                 f"{text[:80]!r} is no model's name.", "Write it like gemma-4-31b, gemma-4-31b:Q4_K_M or …@unsloth."
@@ -207,7 +207,7 @@ class Catalog:
             if wanted in (entry.name.casefold(), *(alias.casefold() for alias in entry.aliases)):
                 return entry
         known = [name for entry in self.entries.values() for name in (entry.name, *entry.aliases)]
-        hint = _near(wanted, known, "models", list(self.entries))
+        hint = _near(wanted, known, list(self.entries))
         raise NotFound(f"There is no model {model[:80]!r}.", f"{hint} Or give the path of a .gguf file.")
 
     def find(self, name: str | Name) -> Found:
@@ -251,11 +251,11 @@ def total(files: tuple[File, ...]) -> int | None:
     return sum(size for size in sizes if size) if all(sizes) else None
 
 
-def _near(wanted: str, known: list[str], what: str, all_of: list[str]) -> str:
+def _near(wanted: str, known: list[str], all_of: list[str]) -> str:
     lower = {name.casefold(): name for name in known}
-    near = difflib.get_close_matches(wanted, lower, 2, 0.5)
+    near = difflib.get_close_matches(wanted[:80], lower, 2, 0.5)
     return (
-        f"Did you mean {' or '.join(lower[name] for name in near)}?" if near else f"There are the {what}: {', '.join(all_of)}."
+        f"Did you mean {' or '.join(lower[name] for name in near)}?" if near else f"There are: {', '.join(all_of)}."
     )
 
 
@@ -272,5 +272,5 @@ def _only(variants: tuple[Variant, ...], field: str, wanted: str, model: str) ->
         if found := tuple(filter(test, variants)):
             return found
     known = list(dict.fromkeys(map(get, variants)))
-    what, plural = ("quantisation", "quantisations") if field == "quant" else ("publisher", "publishers")
-    raise NotFound(f"{model} has no {what} {wanted[:40]!r} here.", _near(low, known, plural, known))
+    what = "quantisation" if field == "quant" else "publisher"
+    raise NotFound(f"{model} has no {what} {wanted[:40]!r} here.", _near(low, known, known))
