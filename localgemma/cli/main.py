@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import logging
 import os
@@ -13,34 +12,23 @@ from typing import Any, NoReturn
 import click
 
 from localgemma import __version__, settings
+from localgemma.cli.lazy import LazyGroup
 from localgemma.errors import LocalgemmaError
 
 # name: (module, what it does); the modules are imported only when their command runs.
 _COMMANDS = {
     "chat": ("localgemma.cli.chat", "Talk with a model: one question, a pipe, or a conversation."),
+    "models": ("localgemma.cli.models", "Find, download, check, link, carry and remove model files."),
     "quantize": ("localgemma.cli.quantize", "Make a smaller model file, or a whole release."),
+    "sessions": ("localgemma.cli.sessions", "List, show, export and remove saved chats."),
     "bench": ("localgemma.cli.bench", "Measure how fast a model loads, reads and writes here."),
 }
 
 
-class Root(click.Group):
-    """Commands by name, imported late; every error of every command ends in `main`."""
+class Root(LazyGroup):
+    """Every error of every command ends in `main`."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names, in the order of the help."""
-        return list(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the command's module."""
-        if cmd_name not in _COMMANDS:
-            return None
-        command: click.Command = importlib.import_module(_COMMANDS[cmd_name][0]).command
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The list of commands without importing them."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+    table = _COMMANDS
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Run, and turn whatever happens into an exit code."""
