@@ -119,6 +119,8 @@ class LoadOptions:
     `gpu_layers` counts from the output end as llama.cpp does, -1 is all. `devices` are ggml device names. `ubatch` is
     tokens a physical batch; None is max(512, image_tokens), since a picture must fit into one. `image_tokens` is the
     largest picture this load allows, 0 loads no projector. `sequences` conversations share the context.
+    Checkpoints of the KV cache, for prompts that part ways, take at most `checkpoint_bytes` of RAM; None is a tenth of what is
+    free at load, at most 4 GiB.
     """
 
     ctx: int | None = None
@@ -138,6 +140,7 @@ class LoadOptions:
     projector_on_gpu: bool = True
     outputs: int = 64
     sequences: int = 1
+    checkpoint_bytes: int | None = None
     check_tensors: bool = False
 
     def __post_init__(self) -> None:
@@ -149,9 +152,15 @@ class LoadOptions:
         _require(self.ubatch is None or 16 <= self.ubatch <= 16384, "ubatch", self.ubatch, "16 to 16,384 tokens")
         _require(self.image_tokens == 0 or self.image_tokens in IMAGE_BUDGETS, "image_tokens", self.image_tokens, _budgets())
         _require(1 <= self.sequences <= 256, "sequences", self.sequences, "1 to 256")
+        kept = self.checkpoint_bytes
+        _require(kept is None or kept >= 0, "checkpoint_bytes", kept, "a number of bytes from 0")
         for name in ("threads", "threads_batch"):
             value = getattr(self, name)
             _require(value is None or 1 <= value <= 1024, name, value, "1 to 1,024")
+
+    def checkpoint_limit(self, free: int) -> int:
+        """Bytes that checkpoints may take where `free` bytes of RAM are free at load."""
+        return min(free // 10, 4 << 30) if self.checkpoint_bytes is None else self.checkpoint_bytes
 
     @property
     def physical_batch(self) -> int:
@@ -188,6 +197,27 @@ class ChatOptions:
             self.image_tokens == "auto" or self.image_tokens in IMAGE_BUDGETS, "image_tokens", self.image_tokens, _budgets()
         )
         _require(self.overflow in ("error", "drop"), "overflow", self.overflow, "'error' or 'drop'")
+
+
+@dataclass(frozen=True, slots=True)
+class TransferOptions:
+    """How files come from a hub: `connections` ranges at once; a request that fails is sent again, `attempts` times at most
+    without a new byte in between, after `backoff` seconds doubled each time (at most `patience`, also where the hub asks for
+    more); `silence` seconds without a byte are a failure.
+    """
+
+    connections: int = 4
+    attempts: int = 6
+    backoff: float = 0.5
+    patience: float = 120.0
+    silence: float = 30.0
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.connections <= 32, "connections", self.connections, "1 to 32")
+        _require(1 <= self.attempts <= 100, "attempts", self.attempts, "1 to 100")
+        for name in ("backoff", "patience", "silence"):
+            value = getattr(self, name)
+            _require(_is_number(value) and 0 <= value <= 3600, name, value, "0 to 3,600 seconds")
 
 
 def _budgets() -> str:

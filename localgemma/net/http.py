@@ -14,12 +14,13 @@ from urllib.parse import urlsplit
 
 from localgemma import settings
 from localgemma.errors import OfflineError, TransferError
+from localgemma.options import TransferOptions
 from localgemma.units import format_size
 
 if TYPE_CHECKING:
     import httpx2
 
-CONNECT_SECONDS, SILENCE_SECONDS = 10.0, 30.0  # to connect; without a byte from the other side
+CONNECT_SECONDS = 10.0
 MAX_REDIRECTS = 5
 
 
@@ -74,12 +75,13 @@ def get(
     method: str = "GET",
     span: tuple[int, int] | None = None,
     headers: Mapping[str, str] | None = None,
-    silence: float = SILENCE_SECONDS,
+    silence: float | None = None,
 ) -> Iterator[Reply]:
     """Ask for `url`, or for the bytes of `span` (start, stop); the reply streams inside the block, whatever its status.
 
     Redirects are followed; an Authorization header stays with the host it was meant for. A HEAD stops at the border: an answer
-    that points to another host is returned as it is. Raises OfflineError, Interrupted, TransferError.
+    that points to another host is returned as it is. `silence` is how many seconds may pass without a byte. Raises
+    OfflineError, Interrupted, TransferError.
     """
     require_online(urlsplit(url).hostname or url)
     given = {"Accept-Encoding": "identity", "User-Agent": "localgemma", **(headers or {})}
@@ -132,9 +134,10 @@ def _client() -> httpx2.Client:
         raise TransferError(f"The proxy settings cannot be used: {error}.", "Check HTTPS_PROXY and HTTP_PROXY.") from error
 
 
-def _timeout(silence: float) -> httpx2.Timeout:
+def _timeout(silence: float | None) -> httpx2.Timeout:
     import httpx2
 
+    silence = TransferOptions().silence if silence is None else silence
     return httpx2.Timeout(silence, connect=min(silence, CONNECT_SECONDS))
 
 
