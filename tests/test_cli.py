@@ -16,7 +16,7 @@ from fakes import FakeEngine, Reply, thought
 from localgemma import runtime
 from localgemma.cli import main as cli_main
 from localgemma.cli.attach import attachments
-from localgemma.cli.interactive import COMMANDS, Interactive, saved
+from localgemma.cli.interactive import COMMANDS, Interactive
 from localgemma.cli.output import Output, _block_end, clean
 from localgemma.errors import (
     BackendError,
@@ -28,7 +28,7 @@ from localgemma.errors import (
     NotFound,
     OfflineError,
 )
-from localgemma.messages import Message, Progress, TextPart
+from localgemma.messages import Progress
 from localgemma.options import LoadOptions
 
 Run = Callable[..., Result]
@@ -142,7 +142,7 @@ def test_bad_input_is_one_sentence_and_its_code(engine: FakeEngine, run: Run, ar
 @pytest.mark.parametrize(
     ("name", "code", "says"),
     [
-        ("gemma-4-31b", 3, "17.7 GB"),
+        ("gemma-4-31b", 3, "17.8 GiB"),
         ("gemma-4-31b:Q4_K_M@unsloth", 3, "localgemma models pull gemma-4-31b"),
         ("demos", 3, "Did you mean demo?"),
         ("zzz", 3, "There are: demo"),
@@ -272,10 +272,6 @@ def test_a_failed_answer_keeps_the_chat_and_the_attachments(tmp_path: Path, caps
     _Script(fake, [f"/file {tmp_path / 'n.txt'}", "a", "b"]).session.run()
     assert "It failed." in capsys.readouterr().err
     assert "kept" in str(fake.requests[1].prompt)
-
-
-def test_saved_marks_cut_answers() -> None:
-    assert "Half …" in saved(None, [Message("assistant", (TextPart("Half"),), cut=True)], False)
 
 
 def test_output_cannot_steer_the_terminal() -> None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
-from localgemma.chat.turn import Turn
-from localgemma.engine import CancelToken, Control, Engine, Prompt, Request, SpanLimit, Text
-from localgemma.errors import BadConversation, UsageError
+from localgemma.chat import record
+from localgemma.chat.turn import Turn, collect, picture_sizes
+from localgemma.engine import CancelToken, Control, Engine, KeepsState, Prompt, Request, SpanLimit, StateInfo, Text
+from localgemma.errors import BadConversation, BadState, DiskError, NotFound, UsageError
 from localgemma.gemma4.tokens import CHANNEL, CHANNEL_END
 from localgemma.messages import Answer, Done, Event, ImagePart, Message, Notice, Part, TextPart, ToolCall
 from localgemma.options import IMAGE_BUDGETS, ChatOptions, Sampling, updated
@@ -44,6 +46,8 @@ class Conversation:
         self.sampling = sampling or Sampling()
         self.tools = tuple(tools)
         self.last: Done | None = None
+        self.keep: Callable[[Conversation], object] | None = None  # called after every change; may raise DiskError
+        self._notices: list[Notice] = []  # to be said in the next turn
         self._fetch = fetch
         self._history = list(history)
         self._start = 0  # turns before this one no longer fit into the context
@@ -71,7 +75,7 @@ class Conversation:
         parts: list[Part] = [self._picture(source, image_tokens) for source in images]
         if text or not parts:
             parts.append(TextPart(text))
-        said = () if image_tokens not in (None, "auto") or self.options.image_tokens != "auto" else _sizes(parts)
+        said = () if image_tokens not in (None, "auto") or self.options.image_tokens != "auto" else picture_sizes(parts)
         return self._turn([*self._history, Message("user", tuple(parts))], updated(self.sampling, sampling), cancel, said)
 
     def ask(self, text: str, images: Sequence[Any] = (), **options: Any) -> Answer:
@@ -101,6 +105,7 @@ class Conversation:
         """Put a tool's result into the conversation; `reply` goes on with it."""
         self._idle()
         self._history.append(Message("tool", tool_call_id=call.id, name=call.name, result=result))
+        self._kept()
 
     def undo(self) -> Message:
         """Take back the last user message and everything after it; returns that message."""
@@ -109,6 +114,7 @@ class Conversation:
         removed = self._history[index]
         del self._history[index:]
         self._start = 0
+        self._kept()
         return removed
 
     def clear(self) -> None:
@@ -116,6 +122,55 @@ class Conversation:
         self._idle()
         self._history.clear()
         self._start, self.last = 0, None
+        self._kept()
+
+    def snapshot(self) -> record.Record:
+        """What of this conversation is kept on disk."""
+        return record.Record(self.history, self.system, self.options, self.sampling, self.engine.info.model)
+
+    def save(self, folder: Path | str) -> None:
+        """Save into a folder: `chat.json`, its pictures beside it. Raises DiskError, and UsageError where it is in use."""
+        with record.held(Path(folder), timeout=10):
+            record.write(Path(folder), self.snapshot())
+
+    def save_state(self, folder: Path | str) -> StateInfo | None:
+        """Save what the engine has evaluated beside the conversation, so that `load` need not read it again.
+
+        None where the engine keeps no state or has none of this conversation. Raises DiskError.
+        """
+        if not isinstance(self.engine, KeepsState) or not self._history:
+            return None
+        return self.engine.save_state(self.prompt(), Path(folder) / record.STATE)
+
+    def load(self, folder: Path | str) -> StateInfo | None:
+        """Become the conversation saved in a folder; the engine's saved state comes along if it is there and valid.
+
+        What is lost is said in the next turn. Raises NotFound, DiskError and BadConversation.
+        """
+        self._idle()
+        found, lost = record.read(Path(folder))
+        self.system, self.options, self.sampling = found.system, found.options, found.sampling
+        self._history, self._start, self.last = list(found.messages), 0, None
+        self._notices = [Notice(sentence) for sentence in lost]
+        try:
+            return self.engine.load_state(Path(folder) / record.STATE) if isinstance(self.engine, KeepsState) else None
+        except NotFound:
+            return None
+        except (BadState, DiskError) as error:
+            self._notices.append(Notice(str(error)))
+            return None
+
+    def _kept(self) -> None:
+        """Let `keep` see a change; that it failed is said in the turn, which goes on."""
+        try:
+            if self.keep is not None:
+                self.keep(self)
+        except DiskError as error:
+            self._notices.append(Notice(str(error)))
+
+    def _waiting(self) -> list[Notice]:
+        waiting, self._notices = self._notices, []
+        return waiting
 
     def prompt(self) -> Prompt:
         """What the model would read next."""
@@ -190,7 +245,7 @@ class Conversation:
         done: Done | None = None
         left = False
         try:
-            yield from said
+            yield from [*self._waiting(), *said]
             prompt = self._fitted(messages, sampling)
             if self._start > earlier:
                 gone = sum(message.role == "user" for message in messages[earlier : self._start])
@@ -210,24 +265,7 @@ class Conversation:
             else:
                 self._history, self._start = before, 0
             self._busy = False
+            if self._history is not before:
+                self._kept()
+        yield from self._waiting()
         yield done
-
-
-def _sizes(parts: Sequence[Part]) -> tuple[Notice, ...]:
-    """What automatic sizes came to, for every picture."""
-    return tuple(
-        Notice(f"{part.source or 'picture'} → {part.pixels.width}×{part.pixels.height}, {part.pixels.tokens:,} tokens")
-        for part in parts
-        if isinstance(part, ImagePart) and part.pixels is not None
-    )
-
-
-def collect(events: Iterator[Event]) -> Answer:
-    """Read a turn to its end."""
-    done: Done | None = None
-    for event in events:
-        if isinstance(event, Done):
-            done = event
-    assert done is not None  # every turn ends with Done or raises
-    said = done.message
-    return Answer(said.text, said.thinking, said.tool_calls, done.finish_reason, done.usage, done.timings, done.logprobs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from localgemma.chat.guard import RepetitionGuard
@@ -10,11 +10,14 @@ from localgemma.engine import CancelToken, Finished, Output, Piece, StopReason
 from localgemma.gemma4.dialect import Parser
 from localgemma.gemma4.tokens import CHANNEL, CHANNEL_END
 from localgemma.messages import (
+    Answer,
     Done,
     Event,
     FinishReason,
+    ImagePart,
     Message,
     Notice,
+    Part,
     Progress,
     TextDelta,
     TextPart,
@@ -138,3 +141,23 @@ class Turn:
                 self._looped = True
                 self.token.cancel()
         return event
+
+
+def picture_sizes(parts: Sequence[Part]) -> tuple[Notice, ...]:
+    """What automatic sizes came to, for every picture."""
+    return tuple(
+        Notice(f"{part.source or 'picture'} → {part.pixels.width}×{part.pixels.height}, {part.pixels.tokens:,} tokens")
+        for part in parts
+        if isinstance(part, ImagePart) and part.pixels is not None
+    )
+
+
+def collect(events: Iterator[Event]) -> Answer:
+    """Read a turn to its end."""
+    done: Done | None = None
+    for event in events:
+        if isinstance(event, Done):
+            done = event
+    assert done is not None  # every turn ends with Done or raises
+    said = done.message
+    return Answer(said.text, said.thinking, said.tool_calls, done.finish_reason, done.usage, done.timings, done.logprobs)

@@ -15,25 +15,27 @@ from localgemma.cli.output import Output, as_json, interruptible
 from localgemma.engine import CancelToken
 from localgemma.errors import Cancelled, NotFound, UsageError
 from localgemma.messages import Done
-from localgemma.options import KV_TYPES, ChatOptions, LoadOptions, Sampling
+from localgemma.options import KV_TYPES, ChatOptions, LoadOptions, Sampling, updated
+from localgemma.units import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from localgemma.chat.sessions import Session
     from localgemma.messages import Event, Progress
     from localgemma.runtime import Model
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("prompt", required=False)
-@click.option("-m", "--model", default="demo", show_default=True, help="A model's name, or the path of its .gguf file.")
+@click.option("-m", "--model", metavar="NAME|FILE", help="A model's name, or the path of its .gguf file [demo].")
 @click.option("--mmproj", metavar="FILE", help="The projector for pictures; else mmproj*.gguf beside the model.")
 @click.option(
     "-f", "--file", "files", multiple=True, metavar="FILE", help="A picture or text file; a.png#1120 sets its budget."
 )
-@click.option("--image-tokens", default="auto", show_default=True, metavar="N|auto", help="Tokens a picture may take.")
+@click.option("--image-tokens", metavar="N|auto", help=f"Tokens a picture may take [{ChatOptions().image_tokens}].")
 @click.option("--system", metavar="TEXT|@FILE", help="The system message.")
-@click.option("--think/--no-think", default=False, show_default=True, help="Think before answering.")
+@click.option("--think/--no-think", default=None, help="Think before answering [no].")
 @click.option("--think-budget", type=int, metavar="N", help=f"Tokens of thought at most [{ChatOptions().think_budget}].")
 @click.option("--show-thinking/--hide-thinking", default=True, show_default=True, help="Show the thoughts on stderr.")
 @click.option("--max-tokens", type=int, metavar="N", help="Tokens of the answer at most.")
@@ -42,6 +44,10 @@ if TYPE_CHECKING:
 @click.option("--top-k", type=int, metavar="K", help=f"[{Sampling().top_k}]")
 @click.option("--seed", type=int, metavar="N", help="The same seed gives the same answer.")
 @click.option("--template", metavar="file|FILE", help="Another chat template: the model file's own, or a Jinja file.")
+@click.option("-c", "--continue", "again", is_flag=True, help="Continue the last chat.")
+@click.option("--session", metavar="NAME", help="Continue the chat of this name, or begin it.")
+@click.option("--no-save", is_flag=True, help="Keep nothing of this chat.")
+@click.option("--save-state", is_flag=True, help="Keep what the model has read too: continuing need not read it again.")
 @click.option("--json", "as_object", is_flag=True, help="Print one JSON object instead of text.")
 @click.option("--quiet", is_flag=True, help="Only the answer and errors.")
 @click.option("--offline", is_flag=True, help="Open no connection.")
@@ -49,10 +55,11 @@ if TYPE_CHECKING:
 @click.option("--kv", type=click.Choice(KV_TYPES), help=f"Type of the KV cache [{LoadOptions().kv}].")
 @click.option("--gpu-layers", type=int, metavar="N", help="Layers on the GPU; 0 is none, -1 all.")
 def command(
-    prompt: str | None, model: str, mmproj: str | None, files: tuple[str, ...], image_tokens: str, system: str | None,
-    think: bool, think_budget: int | None, show_thinking: bool, max_tokens: int | None, temperature: float | None,
-    top_p: float | None, top_k: int | None, seed: int | None, template: str | None, as_object: bool, quiet: bool,
-    offline: bool, ctx: int | None, kv: Any, gpu_layers: int | None,
+    prompt: str | None, model: str | None, mmproj: str | None, files: tuple[str, ...], image_tokens: str | None,
+    system: str | None, think: bool | None, think_budget: int | None, show_thinking: bool, max_tokens: int | None,
+    temperature: float | None, top_p: float | None, top_k: int | None, seed: int | None, template: str | None,
+    again: bool, session: str | None, no_save: bool, save_state: bool, as_object: bool, quiet: bool, offline: bool,
+    ctx: int | None, kv: Any, gpu_layers: int | None,
 ) -> None:  # fmt: skip
     """Talk with a model.
 
@@ -62,7 +69,9 @@ def command(
     if offline:
         settings.go_offline()
     sampling = _given(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
-    chat_options = _given(think_budget=think_budget) | {"thinking": think, "image_tokens": _budget(image_tokens)}
+    chat_options = _given(think_budget=think_budget, thinking=think)
+    if image_tokens is not None:
+        chat_options["image_tokens"] = _budget(image_tokens)
     Sampling(**sampling), ChatOptions(**chat_options)  # wrong values are refused before the model is loaded
     load = LoadOptions(**_given(ctx=ctx, kv=kv, gpu_layers=gpu_layers))
     if template not in (None, "file"):
@@ -74,20 +83,32 @@ def command(
     if text is None and as_object:
         raise UsageError("--json needs a prompt.", "Give it as an argument or through a pipe.")
     output = Output(quiet=quiet, show_thinking=show_thinking, silent_answer=as_object)
-    with open_model(model, mmproj, load, output) as opened:
+    with _session(session, again) as kept, open_model(model or kept.model or "demo", mmproj, load, output) as opened:
         if template == "file":
             chat_options["template"] = opened.own_template()
-        chat = opened.chat(system=system, **chat_options, **sampling)
+        chat = opened.chat()
+        if kept.exists:
+            kept.restore(chat)
+            output.note(f"Continuing {kept.name}, {len(chat.history):,} messages.")
+        chat.system = chat.system if system is None else system
+        chat.options, chat.sampling = updated(chat.options, chat_options), updated(chat.sampling, sampling)
+        if not no_save:
+            kept.model, chat.keep = _whole(model) or kept.model or "demo", kept.save
+        done = None
         if text is None:
             from localgemma.cli.interactive import Interactive
 
             Interactive(opened, chat, output, images, texts).run()
-            return
-        done = answer(lambda token: chat.send("\n\n".join([*texts, text]), images, cancel=token), output)
-        if as_object:
-            click.echo(json.dumps(as_json(done, opened.info.model, opened.plan), ensure_ascii=False, default=str))
-        output.finished(done)
-    if done.finish_reason == "cancelled":
+        else:
+            done = answer(lambda token: chat.send("\n\n".join([*texts, text]), images, cancel=token), output)
+            if as_object:
+                click.echo(json.dumps(as_json(done, opened.info.model, opened.plan), ensure_ascii=False, default=str))
+            output.finished(done)
+        if save_state and (size := kept.save_state(chat)):
+            output.note(f"What the model has read is saved too: {format_size(size)}")
+        if text is None and kept.exists:
+            output.note(f"Saved as {kept.name}. Continue with: localgemma chat -c")
+    if done is not None and done.finish_reason == "cancelled":
         raise click.Abort
 
 
@@ -104,6 +125,19 @@ def answer(start: Any, output: Output) -> Done:
     if done is None:
         raise Cancelled("Cancelled.")
     return done
+
+
+def _session(name: str | None, again: bool) -> Session:
+    from localgemma.chat import sessions
+
+    if name is not None and again:
+        raise UsageError("--session and -c name two chats.", "Give one of them.")
+    return sessions.Session(sessions.newest() if again else name)
+
+
+def _whole(model: str | None) -> str | None:
+    """The model's name as it is still right in another folder."""
+    return str(Path(model).expanduser().resolve()) if model and model.lower().endswith(".gguf") else model
 
 
 def _given(**values: Any) -> dict[str, Any]:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from localgemma.cli.attach import attachments, clipboard, dropped, words
 from localgemma.cli.chat import answer
 from localgemma.cli.output import Output, stats_line
+from localgemma.cli.sessions import save
 from localgemma.cli.terminal import reader
 from localgemma.engine import CancelToken
-from localgemma.errors import LocalgemmaError, NotFound, UsageError
-from localgemma.messages import Event, ImagePart, Message, VideoPart
+from localgemma.errors import LocalgemmaError, UsageError
+from localgemma.messages import Event
 from localgemma.units import format_duration
 
 if TYPE_CHECKING:
@@ -38,12 +38,12 @@ COMMANDS = {
 
 
 class Interactive:
-    """One interactive conversation with its attachments."""
+    """One interactive conversation with its attachments; one that is kept has its lines remembered too."""
 
     def __init__(self, model: Model, chat: Conversation, output: Output, images: list[Any], texts: list[str]) -> None:
         self.model, self.chat, self.output = model, chat, output
         self.images, self.texts = images, texts
-        self._read = reader(COMMANDS, remember=True)
+        self._read = reader(COMMANDS, remember=chat.keep is not None)
         self._interrupted = False
 
     def run(self) -> None:
@@ -180,42 +180,9 @@ class Interactive:
         if len(files) != 1:
             raise UsageError("/save needs one file name.", "Write: /save chat.md")
         path = Path(files[0]).expanduser()
-        try:
-            with path.open("x", encoding="utf-8") as stream:
-                stream.write(saved(self.chat.system, self.chat.history, path.suffix == ".json"))
-        except FileExistsError:
-            raise UsageError(f"{path} exists already.", "Choose another name.") from None
-        except (OSError, ValueError) as error:
-            raise NotFound(f"{path} cannot be written: {error}.", "Choose another place.") from None
+        save(path, self.chat.system, self.chat.history, as_json=path.suffix.lower() == ".json")
         self.output.note(f"Saved to {path}")
 
     def do_help(self, rest: str) -> None:
         """The list of commands."""
         self.output.note("\n".join(f"{name:8} {text}" for name, text in COMMANDS.items()))
-
-
-def saved(system: str | None, history: Iterable[Message], as_json: bool) -> str:
-    """A conversation as a document; pictures by name only."""
-    if as_json:
-        rows: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
-        for message in history:
-            row: dict[str, Any] = {"role": message.role, "content": message.text}
-            if message.thinking:
-                row["thinking"] = message.thinking
-            if message.tool_calls:
-                row["tool_calls"] = [asdict(call) | {"arguments": dict(call.arguments)} for call in message.tool_calls]
-            if files := _sources(message):
-                row["files"] = files
-            if message.cut:
-                row["cut"] = True
-            rows.append(row)
-        return json.dumps(rows, ensure_ascii=False, indent=1, default=str) + "\n"
-    lines = [f"**system**\n\n{system}\n"] if system else []
-    for message in history:
-        files_line = "".join(f"[{name}]\n" for name in _sources(message))
-        lines.append(f"**{message.role}**\n\n{files_line}{message.text}{' …' if message.cut else ''}\n")
-    return "\n".join(lines)
-
-
-def _sources(message: Message) -> list[str]:
-    return [part.source or "picture" for part in message.content if isinstance(part, (ImagePart, VideoPart))]

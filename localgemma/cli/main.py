@@ -19,6 +19,7 @@ from localgemma.errors import LocalgemmaError
 _COMMANDS = {
     "chat": ("localgemma.cli.chat", "Talk with a model: one question, a pipe, or a conversation."),
     "models": ("localgemma.cli.models", "Find, download, check, link, carry and remove model files."),
+    "convert": ("localgemma.cli.convert", "Make a model file from a published checkpoint."),
     "quantize": ("localgemma.cli.quantize", "Make a smaller model file, or a whole release."),
     "sessions": ("localgemma.cli.sessions", "List, show, export and remove saved chats."),
     "bench": ("localgemma.cli.bench", "Measure how fast a model loads, reads and writes here."),
