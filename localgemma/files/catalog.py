@@ -112,22 +112,14 @@ class _Builder:
             default_reason=raw.get("default_reason", "the default"),
             kv={kind: self._figures(raw["kv"][kind], (*where, "kv", kind)) for kind in raw.get("kv", {})},
             variants=tuple(variants),
-            replaced=tuple(
-                Replaced(table.get("repository", ""), old["path"], old["sha256"], old.get("bytes"), old.get("seen", ""))
-                for publisher, table in publishers.items()
-                for index, old in enumerate(self._replaced(where, publisher, table))
-            ),
         )
-
-    def _replaced(self, model: Where, publisher: str, table: Raw) -> list[Raw]:
-        for index, old in enumerate(table.get("replaced", ())):
-            self._need(old, (*model, "publishers", publisher, "replaced", index), "path", "sha256")
-        return list(table.get("replaced", ()))
 
     def _files(self, model: Where, publisher: str, table: Raw, entry: Raw) -> dict[Role, tuple[File, ...]]:
         where = (*model, "publishers", publisher)
         if ("repository" in table) == ("folder" in table):
             self.bad(where, "it needs either a 'repository' or a 'folder'")
+        for index, old in enumerate(table.get("replaced", ())):
+            self._need(old, (*where, "replaced", index), "path", "sha256")
         roles: tuple[Role, ...] = ("text", "projector", "drafter")
         return {
             role: tuple(
@@ -153,6 +145,11 @@ class _Builder:
             bits_per_weight=size * 8 / parameters if size and parameters and role == "text" else None,
             quality=self._figures(raw.get("quality", {}), (*where, "quality")),
             folder=self._folder(table["folder"], where[:4]) if "folder" in table else None,
+            replaced=tuple(
+                Replaced(old["sha256"], old.get("bytes"), old.get("seen", ""))
+                for old in table.get("replaced", ())
+                if old["path"] == raw["path"]
+            ),
         )
 
     def _folder(self, folder: str, where: Where) -> Path:

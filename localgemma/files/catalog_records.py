@@ -39,11 +39,21 @@ class Quality:
 
 
 @dataclass(frozen=True, slots=True)
+class Replaced:
+    """An earlier content of a published path, by its sha256; `seen` is the last day it was seen, or empty."""
+
+    sha256: str
+    bytes: int | None
+    seen: str
+
+
+@dataclass(frozen=True, slots=True)
 class File:
     """One published file.
 
     `bytes` and `sha256` are exact or None, `about` is a rounded size or None. `revision` is a commit, a branch, or None
-    for the repository's newest. `folder` is set for files that lie on this machine and on no hub; `repository` is then empty.
+    for the repository's newest. `folder` is set for files that lie on this machine and on no hub; `repository` is then
+    empty. `replaced` are earlier contents of the same path.
     `bits_per_weight` counts the whole file, None where its size is unknown.
     """
 
@@ -59,22 +69,12 @@ class File:
     bits_per_weight: float | None = None
     quality: tuple[Quality, ...] = ()
     folder: Path | None = None
+    replaced: tuple[Replaced, ...] = ()
 
     @property
     def size(self) -> int | None:
         """Bytes: exact where they are known, else rounded, else None."""
         return self.bytes or self.about
-
-
-@dataclass(frozen=True, slots=True)
-class Replaced:
-    """An earlier content of a published path, by its sha256; `seen` is the last day it was seen, or empty."""
-
-    repository: str
-    path: str
-    sha256: str
-    bytes: int | None
-    seen: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,6 @@ class Entry:
     default_reason: str
     kv: Mapping[str, tuple[Quality, ...]]
     variants: tuple[Variant, ...]
-    replaced: tuple[Replaced, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,9 +253,7 @@ def total(files: tuple[File, ...]) -> int | None:
 def _near(wanted: str, known: list[str], all_of: list[str]) -> str:
     lower = {name.casefold(): name for name in known}
     near = difflib.get_close_matches(wanted[:80], lower, 2, 0.5)
-    return (
-        f"Did you mean {' or '.join(lower[name] for name in near)}?" if near else f"There are: {', '.join(all_of)}."
-    )
+    return f"Did you mean {' or '.join(lower[name] for name in near)}?" if near else f"There are: {', '.join(all_of)}."
 
 
 def _only(variants: tuple[Variant, ...], field: str, wanted: str, model: str) -> tuple[Variant, ...]:

@@ -20,7 +20,8 @@ from localgemma.files.whole import whole_file
 class Record:
     """`sha256` was computed here or while the file was fetched; `intact` says whether it was what it should be.
 
-    `fetched` says that localgemma brought the file to this machine, so that it may remove it.
+    `fetched` says that localgemma brought the file to this machine, so that it may remove it. `supersedes` is the sha256
+    that the catalogue had when the hub had this newer content.
     """
 
     path: str
@@ -29,6 +30,7 @@ class Record:
     sha256: str
     intact: bool
     fetched: bool
+    supersedes: str | None = None
 
 
 def recall(path: Path) -> Record | None:
@@ -43,18 +45,19 @@ def recall(path: Path) -> Record | None:
     return record if same and isinstance(record.sha256, str) else None
 
 
-def record(path: Path, sha256: str, *, intact: bool = True, fetched: bool = False) -> None:
-    """Remember a file's sha256; that localgemma fetched it stays true. A disk that takes no record is not an error."""
+def record(path: Path, sha256: str, *, intact: bool = True, fetched: bool = False, supersedes: str | None = None) -> None:
+    """Remember a file's sha256; what was known of its origin stays known. A disk that takes no record is not an error."""
     before = recall(path)
     with contextlib.suppress(OSError):
         real = path.resolve(strict=True)
         stat = real.stat()
-        kept = fetched or bool(before and before.fetched)
-        text = json.dumps(asdict(Record(str(real), stat.st_size, stat.st_mtime_ns, sha256, intact, kept)), indent=1)
+        fetched = fetched or bool(before and before.fetched)
+        supersedes = supersedes or (before.supersedes if before else None)
+        new = Record(str(real), stat.st_size, stat.st_mtime_ns, sha256, intact, fetched, supersedes)
         place = _place(real)
         place.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(place) as stream:
-            stream.write(text.encode())
+            stream.write(json.dumps(asdict(new), indent=1).encode())
 
 
 def forget(path: Path) -> None:

@@ -83,7 +83,9 @@ def run(plan: PullPlan, *, progress: Callable[[Transferred], None] | None = None
     fetched = download(plan.fetches, progress=progress, cancel=cancel) if plan.fetches else []
     for resolved, path in zip(plan.fetches, fetched, strict=True):
         if resolved.sha256:
-            ledger.record(path, resolved.sha256, fetched=True)
+            known = next((item.file.sha256 for item in plan.items if item.remote == resolved), None)
+            newer = known if known != resolved.sha256 else None
+            ledger.record(path, resolved.sha256, fetched=True, supersedes=newer)
     arrived = iter(fetched)
     where: dict[str, Path] = {}
     for item in plan.items:
@@ -103,8 +105,8 @@ def remote_of(file: File, *, latest: bool = False) -> RemoteFile:
 def _item(file: File, latest: bool) -> Item:
     if file.folder:
         return Item(file, file.folder / file.path, None)
-    here = [item for item in store.copies(file) if not item.outdated]
-    if here and not latest:
+    here = store.copies(file)
+    if here and here[0].version != "older" and not latest:
         return Item(file, here[0].path, None)
     resolved = hub.resolve(remote_of(file, latest=latest))
     for item in here:

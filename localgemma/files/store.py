@@ -15,13 +15,15 @@ from typing import Literal
 from localgemma import settings
 from localgemma.errors import LocalgemmaError
 from localgemma.files import ledger
-from localgemma.files.catalog import Catalog, File, Replaced
+from localgemma.files.catalog import Catalog, File
 from localgemma.files.facts import quant_of
 from localgemma.files.header import Header, kind_of, read_header
 from localgemma.files.imports import Imported, imported, parts_of
 
 Origin = Literal["shipped", "hub", "linked", "corrected"]
+Version = Literal["same", "newer", "older", "other", "unknown"]
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_ORDER: dict[Version, int] = {"newer": 0, "same": 1, "unknown": 2, "other": 3, "older": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,8 @@ class Held:
 
     `file` is what the catalogue says of it, None for a file of no catalogue. `commit` is the hub's, empty elsewhere.
     `sha256` is what its content is believed to be: as computed here (`verified`), as the cache names it, or None.
-    `ours` says that localgemma brought or made it, so that it may remove it.
+    `version` compares that with the catalogue's content: "other" differs, and which is newer is not known. `ours` says that
+    localgemma brought or made it, so that it may remove it.
     """
 
     role: str
@@ -45,11 +48,7 @@ class Held:
     sha256: str | None = None
     file: File | None = None
     commit: str = ""
-
-    @property
-    def outdated(self) -> bool:
-        """Whether the catalogue has another content under the same path."""
-        return bool(self.file and self.sha256 and self.file.sha256 and self.sha256 != self.file.sha256)
+    version: Version = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,14 +103,14 @@ def inventory(catalog: Catalog) -> Inventory:
 
 
 def copies(file: File) -> list[Held]:
-    """Sound copies of a catalogue's file, the one with the catalogue's own content first, then the newest."""
+    """Sound copies of a catalogue's file: newer than the catalogue first, then the catalogue's own, older ones last."""
     found: list[Held] = []
     for place in (*_published(file), *_linked_as(file, imported())):
         try:
             found.append(_examine(place))
         except LocalgemmaError:
             continue
-    return sorted(found, key=lambda item: (item.outdated, -_mtime(item.path)))
+    return sorted(found, key=lambda item: (_ORDER[item.version], -_mtime(item.path)))
 
 
 def linked() -> list[Held]:
@@ -123,15 +122,6 @@ def linked() -> list[Held]:
         except LocalgemmaError:
             continue
     return found
-
-
-def was_replaced(item: Held, catalog: Catalog) -> Replaced | None:
-    """The catalogue's record of this content where it is an earlier one."""
-    for entry in catalog.entries.values():
-        for old in entry.replaced:
-            if old.sha256 == item.sha256:
-                return old
-    return None
 
 
 def _places(catalog: Catalog) -> Iterator[_Place]:
@@ -188,6 +178,8 @@ def _examine(place: _Place) -> Held:
     for part, header in zip(parts, headers, strict=True):
         _check(place, part, header, alone=len(parts) == 1)
     records = [ledger.recall(part) for part in parts]
+    first = records[0]
+    sha256 = (first.sha256 if first and len(parts) == 1 else None) or place.sha256
     role = kind_of(headers[0])
     return Held(
         role=role,
@@ -199,10 +191,21 @@ def _examine(place: _Place) -> Held:
         origin=place.origin,
         ours=place.origin == "corrected" or (place.origin == "hub" and all(r is not None and r.fetched for r in records)),
         verified=all(record is not None for record in records),
-        sha256=(records[0].sha256 if records[0] and len(parts) == 1 else None) or place.sha256,
+        sha256=sha256,
         file=place.file,
         commit=place.commit,
+        version=_version(place.file, sha256, first.supersedes if first else None),
     )
+
+
+def _version(file: File | None, sha256: str | None, supersedes: str | None) -> Version:
+    if not file or not sha256 or not file.sha256:
+        return "unknown"
+    if sha256 == file.sha256:
+        return "same"
+    if supersedes == file.sha256:
+        return "newer"
+    return "older" if sha256 in {old.sha256 for old in file.replaced} else "other"
 
 
 def _check(place: _Place, part: Path, header: Header, *, alone: bool) -> None:
