@@ -41,6 +41,7 @@ class Plan:
     projector: Path | None
     options: LoadOptions
     choices: tuple[Choice, ...]
+    quant: str = ""
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.choices))
@@ -128,7 +129,9 @@ def open(
     def told(done: float) -> bool:
         return progress is None or progress(Progress("load", done, 1.0)) is not False
 
-    engine = open_engine(found.text, plan.projector, plan.options, name=found.name, notes=notes, progress=told)
+    engine = open_engine(
+        found.text, plan.projector, plan.options, name=found.name, quant=plan.quant, notes=notes, progress=told
+    )
     return Model(engine, plan)
 
 
@@ -180,6 +183,7 @@ def _locate(name: str | Path) -> Local:
 
 def _plan(text: Path, projector: tuple[Path, str] | None, why: str, options: LoadOptions) -> tuple[Plan, tuple[str, ...]]:
     """Check the files and say what will be loaded; notes are what the user should see once."""
+    from localgemma.files.facts import quant_of
     from localgemma.files.header import check_projector, check_text_model, read_header
 
     header = read_header(text)
@@ -210,4 +214,4 @@ def _plan(text: Path, projector: tuple[Path, str] | None, why: str, options: Loa
     choices.append(Choice("KV cache", options.kv, "the default" if options.kv == "f16" else "you asked for it"))
     layers = "all" if options.gpu_layers in (None, -1) else str(options.gpu_layers)
     choices.append(Choice("layers on the GPU", layers, "if there is one" if options.gpu_layers is None else "you asked"))
-    return Plan(text, file, options, tuple(choices)), tuple(notes)
+    return Plan(text, file, options, tuple(choices), quant_of(header)), tuple(notes)

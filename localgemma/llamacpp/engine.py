@@ -35,6 +35,7 @@ def open_engine(
     options: LoadOptions,
     *,
     name: str = "",
+    quant: str = "",
     notes: tuple[str, ...] = (),
     progress: Callable[[float], bool] | None = None,
 ) -> LlamaEngine:
@@ -65,6 +66,7 @@ def open_engine(
         architecture="gemma4",
         context=context.size,
         image_tokens=options.image_tokens if vision else 0,
+        quant=quant,
         backend=backend,
         load_seconds=model.load_seconds,
         notes=notes,
