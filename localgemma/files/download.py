@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import contextlib
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+
+from localgemma import net, settings
 from localgemma.engine import CancelToken
-from localgemma.files.hub import RemoteFile, Resolved
+from localgemma.errors import Cancelled, ChecksumError
+from localgemma.files import cache
+from localgemma.files.fetch import Fetch
+from localgemma.files.hub import COMMIT, Changed, Resolved, resolve
+from localgemma.files.pieces import Partial, Unfinished, unfinished
+from localgemma.options import TransferOptions
+from localgemma.units import MIB
+
+SPARE = 16 * MIB  # of the disk that a download leaves free
+TICK, WINDOW = 0.1, 5.0  # seconds between two reports, and over which the speed is measured
+_SPLIT = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +56,171 @@ def download(
     *,
     progress: Callable[[Transferred], None] | None = None,
     cancel: CancelToken | None = None,
+    options: TransferOptions | None = None,
 ) -> list[Path]:
     """Fetch what is missing and return where each file is, in order.
 
-    A part of a split GGUF (`-00001-of-0000N`) brings the other parts along; its path is the first part's. Raises DiskError
-    before the first byte where the disk is too small, ChecksumError, AccessError, OfflineError, TransferError, Cancelled.
+    A part of a split GGUF (`-00001-of-0000N`) brings the other parts along. Names of revisions change only when every file is
+    here. Raises DiskError before the first byte where the disk is too small, ChecksumError, NotFound, AccessError,
+    OfflineError, TransferError, Cancelled; whatever happens, a file is complete and proven where it can be seen, or not there at all.
     """
-    raise NotImplementedError
+    options = options or TransferOptions()
+    wanted = [*files, *_other_parts(files, options)]
+    if (need := demand(wanted)).missing:
+        net.require_online("A download")
+        if need.missing + SPARE > need.free:
+            raise cache.too_small(need.missing + SPARE, need.free, need.folder)
+    report = _Report(progress, cancel, sum(file.size for file in wanted))
+    done = [_obtain(file, options, report) for file in wanted]
+    for file in done:
+        with contextlib.suppress(OSError):  # a cache that cannot be written to may still hold every file
+            cache.remember(file)
+    return [cache.pointer_of(file.remote, file.commit) for file in done[: len(files)]]
 
 
 def demand(files: Sequence[Resolved]) -> Demand:
     """What `download` would fetch and how much disk that takes; opens no connection."""
-    raise NotImplementedError
+    folder = settings.load().hub_cache
+    distinct = list({cache.blob_of(file): file for file in files}.values())
+    here = sum(file.size for file in distinct if cache.present(file) or cache.has_blob(file))
+    partial = 0
+    for file in distinct:
+        if not cache.present(file) and not cache.has_blob(file):
+            partial += sum(each.proven for each in unfinished(cache.blob_of(file).parent) if each.blob.name == file.etag)
+    total = sum(file.size for file in distinct)
+    return Demand(total, here, partial, total - here - partial, cache.free_bytes(folder), folder)
 
 
-def cached(remote: RemoteFile) -> Path | None:
-    """Where a complete copy of the file is in the cache, or None; opens no connection."""
-    raise NotImplementedError
+def interrupted() -> tuple[Unfinished, ...]:
+    """The downloads that were begun and not finished, of every repository in the cache."""
+    return tuple(each for blobs in sorted(settings.load().hub_cache.glob("models--*/blobs")) for each in unfinished(blobs))
+
+
+class _Report:
+    """Adds up the progress of all files, and hears of a cancel."""
+
+    def __init__(self, progress: Callable[[Transferred], None] | None, cancel: CancelToken | None, total: int) -> None:
+        self._progress, self._cancel, self._total, self._before = progress, cancel, total, 0
+        self._seen: deque[tuple[float, int]] = deque()
+        self._fetched = 0
+
+    def complete(self, file: Resolved) -> None:
+        """A file is done."""
+        self.say(file, file.size)
+        self._before += file.size
+
+    def say(self, file: Resolved, done: int, fetched: int = 0) -> None:
+        """`done` bytes of the file at hand are here, `fetched` more came over the network; raises Cancelled."""
+        if self._cancel is not None and self._cancel.cancelled:
+            raise Cancelled("The download was stopped.", "Run the same command again: what was fetched is kept.")
+        now = time.monotonic()
+        self._fetched += fetched
+        self._seen.append((now, self._fetched))
+        while len(self._seen) > 2 and now - self._seen[0][0] > WINDOW:
+            self._seen.popleft()
+        if self._progress is not None:
+            (then, before), here = self._seen[0], min(self._total, self._before + done)
+            speed = (self._fetched - before) / max(now - then, 1e-3)
+            left = (self._total - here) / speed if speed > 0 else None
+            self._progress(Transferred(here, self._total, speed, left, file.remote.path))
+
+
+def _other_parts(files: Sequence[Resolved], options: TransferOptions) -> list[Resolved]:
+    """The parts of split files that were not asked for."""
+    known = {(file.remote.repository, file.commit, file.remote.path) for file in files}
+    found = []
+    for file in files:
+        if not (split := _SPLIT.fullmatch(file.remote.path)):
+            continue
+        for number in range(1, int(split[3]) + 1):
+            path = f"{split[1]}-{number:05}-of-{split[3]}.gguf"
+            if (file.remote.repository, file.commit, path) in known:
+                continue
+            known.add((file.remote.repository, file.commit, path))
+            pinned = replace(file.remote, path=path, revision=file.commit)
+            if cache.cached(pinned):
+                continue
+            part = resolve(pinned, options=options)
+            found.append(replace(part, remote=replace(part.remote, revision=file.remote.revision)))
+    return found
+
+
+def _obtain(file: Resolved, options: TransferOptions, report: _Report) -> Resolved:
+    """Have one file in the cache; returns what it is now, which is another where the hub replaced it under way."""
+    try:
+        return _have(file, options, report)
+    except (Changed, ChecksumError):  # start over, this file only
+        now = file if COMMIT.fullmatch(file.remote.revision) else resolve(file.remote, options=options)
+        return _have(now, options, report)
+
+
+def _have(file: Resolved, options: TransferOptions, report: _Report) -> Resolved:
+    if not cache.present(file):
+        with cache.disk_errors(), _locked(file, report):
+            if not cache.has_blob(file):
+                _fetch(file, options, report)
+            if not cache.present(file):
+                cache.place(file)
+    report.complete(file)
+    return file
+
+
+@contextlib.contextmanager
+def _locked(file: Resolved, report: _Report) -> Iterator[None]:
+    """Hold the file's lock, which huggingface_hub takes too; while another process fetches the file, show how far it is."""
+    path = cache.lock_of(file)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock: BaseFileLock = FileLock(path, mode=0o664)
+    while True:
+        try:
+            lock.acquire(timeout=TICK)
+            break
+        except Timeout:
+            report.say(
+                file, sum(each.proven for each in unfinished(cache.blob_of(file).parent) if each.blob == cache.blob_of(file))
+            )
+        except NotImplementedError:  # a file system without locks
+            lock = SoftFileLock(path)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _fetch(file: Resolved, options: TransferOptions, report: _Report) -> None:
+    """Make the file's blob; the caller holds its lock. Raises OSError for the disk, but DiskError where that is full."""
+    partial = Partial(file, cache.blob_of(file))
+    fetch, fetched = Fetch(partial, options), 0
+    try:
+        try:
+            fetch.start()
+            while not fetch.check():
+                fetch.wait(TICK)
+                before, fetched = fetched, fetch.fetched
+                report.say(file, fetch.done, fetched - before)
+        finally:
+            fetch.stop()
+        partial.finish()
+    except ChecksumError:
+        partial.discard()
+        raise
+    except OSError as error:
+        if not cache.is_full(error):
+            raise
+        partial.give_back()
+        folder = settings.load().hub_cache
+        raise cache.too_small(file.size - partial.proven_bytes, cache.free_bytes(folder), folder) from error
+    except net.Interrupted as error:
+        error.hint += " What was fetched is kept."
+        raise
+    finally:
+        partial.close()
+    _drop_older(file)
+
+
+def _drop_older(file: Resolved) -> None:
+    """Delete what an earlier version of the file left unfinished, unless someone is fetching it."""
+    for each in unfinished(cache.blob_of(file).parent):
+        if (each.repository, each.path) == (file.remote.repository, file.remote.path) and each.blob.name != file.etag:
+            with contextlib.suppress(Timeout, OSError), FileLock(cache.lock_of(replace(file, etag=each.blob.name)), timeout=0):
+                each.discard()
