@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -244,7 +244,7 @@ class Catalog:
                     yield file
 
 
-def total(files: tuple[File, ...]) -> int | None:
+def total(files: Sequence[File]) -> int | None:
     """Bytes of them all, None where one is unknown."""
     sizes = [file.size for file in files]
     return sum(size for size in sizes if size) if all(sizes) else None

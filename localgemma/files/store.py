@@ -124,6 +124,12 @@ def linked() -> list[Held]:
     return found
 
 
+def claimed_sha256(path: Path) -> str | None:
+    """The sha256 that the hub's cache names a file by, None where it does not."""
+    real = path.resolve()
+    return real.name if real.parent.name == "blobs" and _SHA256.fullmatch(real.name) else None
+
+
 def _places(catalog: Catalog) -> Iterator[_Place]:
     links, seen = imported(), set[Path]()
     for file in catalog.files():
@@ -151,7 +157,7 @@ def _published(file: File) -> Iterator[_Place]:
         path = folder / file.path
         if path.is_file() and (real := path.resolve()) not in blobs:
             blobs.add(real)
-            yield _Place(path, "hub", file, folder.name, sha256=real.name if _SHA256.fullmatch(real.name) else None)
+            yield _Place(path, "hub", file, folder.name, sha256=claimed_sha256(path))
 
 
 def _linked_places(links: Iterable[Imported]) -> Iterator[_Place]:

@@ -1,0 +1,131 @@
+"""`localgemma models verify`: every byte of what is here, against what it should be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from localgemma.cli.models_list import name_of
+from localgemma.cli.models_view import JSON, print_json, print_note, print_table, progress_bar, shortened
+from localgemma.cli.output import Output, interruptible
+from localgemma.engine import CancelToken
+from localgemma.errors import ChecksumError, LocalgemmaError, NotFound
+from localgemma.files import catalog, store
+from localgemma.files.imports import parts_of
+from localgemma.files.projector import Copy, planned
+from localgemma.files.store import claimed_sha256
+from localgemma.files.verify import Verdict, verify, verify_copy
+from localgemma.units import format_size
+
+if TYPE_CHECKING:
+    from localgemma.files.catalog import Catalog
+    from localgemma.files.store import Damaged, Held
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One file to check: against a sha256 or, a corrected copy, against its original."""
+
+    name: str
+    path: Path
+    size: int
+    expected: str | None = None
+    bytes: int | None = None
+    original: Path | None = None
+    copy: Copy | None = None
+
+    @property
+    def work(self) -> int:
+        """Bytes to read."""
+        return 2 * self.size if self.copy else self.size
+
+
+@click.command(name="verify", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("names", nargs=-1, metavar="[NAME|FILE]…")
+@JSON
+def command(names: tuple[str, ...], as_object: bool) -> None:
+    """Check the sha256 and the structure of every file here, or of those named.
+
+    A file whose sha256 nobody has published is only checked for its structure, and that is said. Exit code 5 where
+    something is damaged.
+    """
+    known = catalog.load()
+    found = store.inventory(known)
+    held, damaged = _chosen(names, found, known)
+    jobs = [job for item in held for job in _jobs(item, found, known)]
+    token, verdicts = CancelToken(), []
+    with interruptible(token, Output(quiet=as_object)), progress_bar("Checking", sum(job.work for job in jobs)) as bar:
+        for job in jobs:
+            if job.copy and job.original:
+                verdicts.append(verify_copy(job.original, job.copy, told=bar.told, cancel=token))
+            else:
+                verdicts.append(verify(job.path, job.expected, size=job.bytes, told=bar.told, cancel=token))
+    bad = [item.path for item in damaged] + [verdict.path for verdict in verdicts if not verdict.intact]
+    if as_object:
+        print_json({"files": verdicts, "damaged": damaged})
+    else:
+        print_table(
+            ("name", ">size", "result"), [(j.name, format_size(j.size), _said(v)) for j, v in zip(jobs, verdicts, strict=True)]
+        )
+        for item in damaged:
+            print_note(f"Damaged: {shortened(item.path)}: {item.reason}")
+    if bad:
+        raise ChecksumError(
+            f"{len(bad)} of {len(jobs) + len(damaged)} files are damaged: {', '.join(path.name for path in bad[:3])}.",
+            "Get them again with: localgemma models pull NAME",
+        )
+
+
+def _said(verdict: Verdict) -> str:
+    if not verdict.intact:
+        return f"damaged: {verdict.problem}"
+    if verdict.expected:
+        return f"sha256 and structure are right ({verdict.sha256[:12]}…)"
+    return f"structure is right; nobody published a sha256 to compare with ({verdict.sha256[:12]}…)"
+
+
+def _chosen(names: tuple[str, ...], found: store.Inventory, known: Catalog) -> tuple[list[Held], list[Damaged]]:
+    """The files that the names mean; NotFound for a name that means none."""
+    if not names:
+        return list(found.held), list(found.damaged)
+    held: list[Held] = []
+    damaged: list[Damaged] = []
+    for name in names:
+        wanted = _files_of(name, known)
+        some = [item for item in found.held if item.file in wanted or name in (item.name, str(item.path))]
+        broken = [
+            item for item in found.damaged if str(item.path) == name or item.path.name in {Path(f.path).name for f in wanted}
+        ]
+        if not some and not broken:
+            raise NotFound(f"Nothing of {name[:80]!r} is on this machine.", "See what is with: localgemma models list --here")
+        held += [item for item in some if item not in held]
+        damaged += [item for item in broken if item not in damaged]
+    return held, damaged
+
+
+def _files_of(name: str, known: Catalog) -> set[catalog.File]:
+    try:
+        variants = known.find(name).variants
+    except LocalgemmaError:
+        return set()
+    return {file for variant in variants for file in (*variant.text, *variant.projectors, *variant.drafters)}
+
+
+def _jobs(item: Held, found: store.Inventory, known: Catalog) -> list[_Job]:
+    """What is to be checked of one file; a model in parts has one job a part."""
+    name = name_of(item, known)
+    if item.origin == "corrected":
+        for other in found.of("projector"):
+            copy = planned(other.path, item.path.parent) if other.origin != "corrected" else None
+            if copy and copy.path == item.path:
+                return [_Job(name, item.path, item.size, original=other.path, copy=copy)]
+        return [_Job(name, item.path, item.size)]
+    file = item.file
+    if parts := [part for part in parts_of(item.path) if part != item.path]:
+        return [_Job(f"{name} {part.name}", part, part.stat().st_size, claimed_sha256(part)) for part in (item.path, *parts)]
+    expected = claimed_sha256(item.path) or (file.sha256 if file and item.version != "other" else None) or item.sha256
+    exact = file.bytes if file and expected == file.sha256 else None
+    return [_Job(name, item.path, item.size, expected, exact)]
