@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,23 +78,30 @@ def plan(variant: Variant, *, latest: bool = False) -> PullPlan:
 
 def run(plan: PullPlan, *, progress: Callable[[Transferred], None] | None = None, cancel: CancelToken | None = None) -> Pulled:
     """Fetch what is missing and make the corrected projector; raises as `download` does."""
-    for resolved in plan.fetches:
-        _drop_damaged(resolved)
-    fetched = download(plan.fetches, progress=progress, cancel=cancel) if plan.fetches else []
-    for resolved, path in zip(plan.fetches, fetched, strict=True):
-        if resolved.sha256:
-            known = next((item.file.sha256 for item in plan.items if item.remote == resolved), None)
-            newer = known if known != resolved.sha256 else None
-            ledger.record(path, resolved.sha256, fetched=True, supersedes=newer)
-    arrived = iter(fetched)
+    arrived = fetch(plan.items, progress=progress, cancel=cancel)
     where: dict[str, Path] = {}
     for item in plan.items:
-        where.setdefault(item.file.role, item.here or next(arrived))
+        where.setdefault(item.file.role, item.here or arrived[item])
     copy = None
     if "projector" in where:
         made, note = corrected(where["projector"], plan.copy_folder)
         copy = made if note else None
     return Pulled(where["text"], where.get("projector"), where.get("drafter"), copy)
+
+
+def fetch(
+    items: Sequence[Item], *, progress: Callable[[Transferred], None] | None = None, cancel: CancelToken | None = None
+) -> dict[Item, Path]:
+    """Download what is not here yet and remember what came; raises as `download` does."""
+    wanted = [(item, item.remote) for item in items if item.remote]
+    for _, resolved in wanted:
+        _drop_damaged(resolved)
+    paths = download([resolved for _, resolved in wanted], progress=progress, cancel=cancel) if wanted else []
+    for (item, resolved), path in zip(wanted, paths, strict=True):
+        if resolved.sha256:
+            known = item.file.sha256
+            ledger.record(path, resolved.sha256, fetched=True, supersedes=known if known != resolved.sha256 else None)
+    return {item: path for (item, _), path in zip(wanted, paths, strict=True)}
 
 
 def remote_of(file: File, *, latest: bool = False) -> RemoteFile:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 
 from localgemma.engine import CancelToken
@@ -47,17 +46,14 @@ def verify(
 def verify_copy(original: Path, copy: Copy, *, told: Told | None = None, cancel: CancelToken | None = None) -> Verdict:
     """Check a projector's corrected copy: its header with the one entry more, then the original's weights."""
     digest = hashlib.sha256(copy.start)
-    with _opened(original) as stream:
-        stream.seek(copy.data_offset)
-        _feed(digest, stream, told, cancel)
+    feed_file(digest, original, copy.data_offset, told, cancel)
     return verify(copy.path, digest.hexdigest(), size=copy.size, told=told, cancel=cancel)
 
 
 def sha256_of(path: Path, *, told: Told | None = None, cancel: CancelToken | None = None) -> str:
     """The sha256 of a file's bytes, in hexadecimal; DiskError and Cancelled."""
     digest = hashlib.sha256()
-    with _opened(path) as stream:
-        _feed(digest, stream, told, cancel)
+    feed_file(digest, path, 0, told, cancel)
     return digest.hexdigest()
 
 
@@ -74,25 +70,19 @@ def _structure(path: Path, size: int | None) -> str:
     return ""
 
 
-def _opened(path: Path) -> FileIO:
-    try:
-        return path.open("rb", buffering=0)
-    except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _feed(digest: hashlib._Hash, stream: FileIO, told: Told | None, cancel: CancelToken | None) -> None:
+def feed_file(digest: hashlib._Hash, path: Path, start: int, told: Told | None, cancel: CancelToken | None) -> None:
+    """Hash a file's bytes from `start` to its end; DiskError and Cancelled."""
     block = memoryview(bytearray(BLOCK))
     try:
-        while count := stream.readinto(block):
-            digest.update(block[:count])
-            if told:
-                told(count)
-            if cancel is not None and cancel.cancelled:
-                raise Cancelled("Cancelled.")
+        with path.open("rb", buffering=0) as stream:
+            stream.seek(start)
+            while count := stream.readinto(block):
+                digest.update(block[:count])
+                if told:
+                    told(count)
+                if cancel is not None and cancel.cancelled:
+                    raise Cancelled("Cancelled.")
     except OSError as error:
-        raise _unreadable(Path(str(stream.name)), error) from error
-
-
-def _unreadable(path: Path, error: OSError) -> DiskError:
-    return DiskError(f"{path} could not be read: {error.strerror or error}.", "Check its permissions and the disk.")
+        raise DiskError(
+            f"{path} could not be read: {error.strerror or error}.", "Check its permissions and the disk."
+        ) from error
