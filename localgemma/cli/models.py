@@ -12,7 +12,7 @@ _TABLE = {
     "show": ("localgemma.cli.models_show", "What a model's header says, downloaded or not."),
     "pull": ("localgemma.cli.models_pull", "Download a model with its projector and drafter."),
     "verify": ("localgemma.cli.models_verify", "Check every byte of what is here."),
-    "import": (f"{_LOCAL}:import_", "Use a model file that is already on this machine."),
+    "import": ("localgemma.cli.models_import", "Use a model file that is already on this machine."),
     "rm": (f"{_LOCAL}:rm", "Remove a model."),
     "prune": (f"{_LOCAL}:prune", "Remove what is no longer needed."),
     "outdated": ("localgemma.cli.models_update:outdated", "Which files their publishers have replaced since."),

@@ -104,6 +104,11 @@ def forget(item: Imported) -> None:
         items[:] = [other for other in items if other.path != item.path]
 
 
+def models_folder() -> Path:
+    """Where models that localgemma unpacked or made lie, each in a folder of its own; it need not exist."""
+    return settings.load().data_dir / "models"
+
+
 def registry() -> Path:
     """The registry's file; it need not exist."""
     return settings.load().data_dir / REGISTRY
@@ -131,6 +136,11 @@ def _whole_set(header: Header) -> tuple[Path, ...]:
         if (other.number("split.no"), other.number("split.count")) != (index, count):
             raise BadModelFile(f"{part.name} is not part {index + 1} of {header.path.name}.", "Download the set again.")
     return parts
+
+
+def linkable(header: Header) -> Kind:
+    """The file's role; BadModelFile where localgemma cannot use it."""
+    return _checked(header)[0]
 
 
 def _checked(header: Header) -> tuple[Kind, int]:

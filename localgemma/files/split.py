@@ -12,13 +12,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
 from localgemma.errors import BadModelFile, Cancelled, ChecksumError
+from localgemma.files import ledger
 from localgemma.files.header import Header, Tensor, check_projector, check_text_model, in_ollama_form, read_header
+from localgemma.files.imports import Imported, link, models_folder
 from localgemma.files.ollama import digest_of
 from localgemma.files.ollama_entries import ALIGNMENT, projector_entries, text_entries
 from localgemma.files.whole import disk_errors, make_room, whole_file
@@ -50,7 +52,17 @@ class Split:
     @property
     def size(self) -> int:
         """Bytes that the copies take."""
-        return self.text.size + (self.projector.size if self.projector else 0)
+        return sum(piece.size for piece in self.pieces)
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """The files, the text model first."""
+        return (self.text, self.projector) if self.projector else (self.text,)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the copies are there: they appear only when they are whole."""
+        return all(piece.path.is_file() and piece.path.stat().st_size == piece.size for piece in self.pieces)
 
     def execute(self, progress: Progress | None = None) -> dict[Path, str]:
         """Write the copies in one pass over the source, check them, and return the sha256 of each.
@@ -58,15 +70,27 @@ class Split:
         Raises DiskError where there is no room, ChecksumError where the source is not what its name promises,
         BadModelFile where a copy came out wrong, Cancelled; in each case no file is left.
         """
-        pieces = [self.text, *([self.projector] if self.projector else [])]
         folder = self.text.path.parent
         make_room(folder, self.size, f"The copy of {self.source.path.name}")
         with disk_errors(f"The copy of {self.source.path.name}", folder), contextlib.ExitStack() as stack:
-            writers = [_Writer(stack.enter_context(whole_file(piece.path)), piece) for piece in pieces]
+            writers = [_Writer(stack.enter_context(whole_file(piece.path)), piece) for piece in self.pieces]
             _copy(self.source, writers, progress)
             for writer in writers:
                 writer.finish()
             return {writer.piece.path: writer.digest.hexdigest() for writer in writers}
+
+
+def copies_folder(source: Path, name: str) -> Path:
+    """Where the copies of a file belong: a folder of its own for each content, or each place of an unnamed content."""
+    digest = digest_of(source) or hashlib.sha256(str(source.resolve()).encode("utf-8", "surrogateescape")).hexdigest()
+    return models_folder() / f"{name}-{digest[:8]}"
+
+
+def link_copies(plan: Split, hashes: Mapping[Path, str]) -> list[Imported]:
+    """Link the copies, with the sha256 that `execute` gave; their records say that localgemma made them."""
+    for path, sha256 in hashes.items():
+        ledger.record(path, sha256, fetched=True)
+    return [link(piece.path, sha256=hashes.get(piece.path)) for piece in plan.pieces]
 
 
 def plan_split(path: Path, folder: Path, name: str) -> Split:

@@ -21,12 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, get_args
 
-from localgemma import settings
 from localgemma.errors import Cancelled, ChecksumError, DiskError, NotFound, UsageError
 from localgemma.files import ledger
 from localgemma.files.bundle import BLOCK, FORMAT, MANIFEST, MAX_NAME, RECORD, Progress, Role
 from localgemma.files.header import check_drafter, check_projector, check_text_model, read_header
-from localgemma.files.imports import Imported, link
+from localgemma.files.imports import Imported, link, models_folder
 from localgemma.files.whole import disk_errors, make_room
 
 MAX_FILES, MAX_MANIFEST, MAX_SIZE, MAX_PADDING = 64, 1 << 20, 1 << 44, 64 << 10
@@ -62,11 +61,6 @@ class Bundle:
     def size(self) -> int:
         """Bytes of all its files."""
         return sum(content.size for content in self.contents)
-
-
-def models_folder() -> Path:
-    """Where models that localgemma unpacked or made lie, each in a folder of its own."""
-    return settings.load().data_dir / "models"
 
 
 def read_bundle(path: Path) -> Bundle:
