@@ -56,12 +56,10 @@ class Shape:
         values, size = KV_BLOCKS[kv]
         return sum(self.window * layer.kv_values * size // values for layer in self.layers if layer.sliding)
 
-    def kv_read(self, kv: str, depth: int) -> int:
-        """Bytes of the cache that one token's attention reads after `depth` tokens."""
+    def kv_read_layer(self, layer: Layer, kv: str, depth: int) -> int:
+        """Bytes of this layer's cache that one token's attention reads after `depth` tokens."""
         values, size = KV_BLOCKS[kv]
-        return sum(
-            (min(depth, self.window) if layer.sliding else depth) * layer.kv_values * size // values for layer in self.layers
-        )
+        return (min(depth, self.window) if layer.sliding else depth) * layer.kv_values * size // values
 
 
 def padded(tokens: int) -> int:

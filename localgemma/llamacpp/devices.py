@@ -45,6 +45,12 @@ def list_devices() -> tuple[Device, ...]:
     return tuple(found)
 
 
+def system_info() -> str:
+    """What this build and this CPU have, as llama.cpp prints it: `AVX2 = 1 | …`."""
+    text: bytes = library.load().llama_print_system_info()
+    return text.decode("utf-8", "replace")
+
+
 def has_gpu() -> bool:
     """Whether a layer could be put on a GPU."""
     return any(device.kind in ("gpu", "igpu") for device in list_devices())
@@ -57,6 +63,15 @@ def default_threads() -> int:
     """
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return usable if usable <= 8 else usable // 2
+
+
+def free_memory() -> int:
+    """Bytes of RAM that a process could still use: the kernel's estimate on Linux, else the CPU device's."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return next((device.free for device in list_devices() if device.kind == "cpu"), 0)
 
 
 def handles(names: tuple[str, ...]) -> Any:

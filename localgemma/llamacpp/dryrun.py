@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from localgemma.errors import BadModelFile, DoesNotFit
-from localgemma.llamacpp import devices, library, log
+from localgemma.llamacpp import library, log
 from localgemma.llamacpp.context import GGML_TYPES
 from localgemma.llamacpp.model import split_arguments
 from localgemma.options import LoadOptions
@@ -56,11 +56,7 @@ class DryRun:
         """Write the stub: `metadata` without its tokenizer, for a vocabulary of so many tokens."""
         self._folder = tempfile.TemporaryDirectory(prefix="localgemma-")
         self._path = Path(self._folder.name) / "shape.gguf"
-        head = _stub(metadata, tensors, vocabulary)
-        size = sum(-(-tensor.nbytes // ALIGNMENT) * ALIGNMENT for tensor in tensors)
-        with self._path.open("wb") as stream:
-            stream.write(head)
-            stream.truncate(len(head) + size)
+        write_stub(self._path, metadata, tensors, vocabulary)
         self._models: dict[tuple[object, ...], Any] = {}
 
     def measure(self, options: LoadOptions, tokens: int) -> Buffers:
@@ -168,6 +164,15 @@ def _breakdown() -> tuple[Any, Any] | None:
     return function, name
 
 
+def write_stub(path: Path, metadata: Mapping[str, object], tensors: Sequence[TensorInfo], vocabulary: int) -> None:
+    """A GGUF of these shapes whose weights are a hole in the file: all zero, and nothing on the disk."""
+    head = _stub(metadata, tensors, vocabulary)
+    size = sum(-(-tensor.nbytes // ALIGNMENT) * ALIGNMENT for tensor in tensors)
+    with path.open("wb") as stream:
+        stream.write(head)
+        stream.truncate(len(head) + size)
+
+
 def _stub(metadata: Mapping[str, object], tensors: Sequence[TensorInfo], vocabulary: int) -> bytes:
     """A GGUF header (version 3) for these shapes, up to where the weights would start."""
     kept = {key: value for key, value in metadata.items() if not key.startswith(("tokenizer.", "general."))}
@@ -203,10 +208,3 @@ def _value(value: object) -> bytes | None:
     if isinstance(value, tuple) and value and all(isinstance(item, int) for item in value):
         return struct.pack(f"<IIQ{len(value)}I", 9, 4, len(value), *value)
     return None
-
-
-def host_names() -> frozenset[str]:
-    """Names of the buffer types that lie in the computer's own memory: what is no GPU's."""
-    return frozenset(
-        {"CPU", "CPU_REPACK", "CPU_Mapped"} | {f"{d.name.rstrip('0123456789')}_Host" for d in devices.list_devices()}
-    )

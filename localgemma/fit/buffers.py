@@ -1,0 +1,118 @@
+"""Compute buffers, projector's working memory and the driver's own: from a dry run here, or from a table for elsewhere.
+
+The table is what a graph of this family needs, found by dry runs over contexts, batches and KV types: a fixed share a
+token of the batch, and the attention mask. On CUDA a quantised KV cache is turned into f16 for attention, one layer at a
+time, which takes its size in f16 (fattn.cu). Where layers stay on the CPU, the GPU also holds a copy of the matrix at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from localgemma.gemma4.shape import padded
+from localgemma.units import MIB
+
+if TYPE_CHECKING:
+    from localgemma.fit.memory import Setup, Source
+
+TOKEN_BYTES = 355_380  # of the 31B's graph for a token of the batch (dry runs, ubatch 512 to 2,048: 0.33892 MiB each)
+HIDDEN = 5376  # the width it was measured at; other widths are scaled
+DRIVER = {"CUDA": 600 * MIB, "ROCm": 700 * MIB, "Metal": 128 * MIB, "Vulkan": 200 * MIB}  # context and kernels, at most
+DRIVER_UNKNOWN = 700 * MIB
+PROGRAM = 110 * MIB  # this program with llama.cpp and numpy loaded, before a model; measured
+PROGRAM_GPU = 500 * MIB  # the same with a GPU's runtime
+# Working memory of the projector by the largest picture, in tokens (27 layers share one buffer).
+PROJECTOR = {0: 0, 70: 60 * MIB, 140: 110 * MIB, 280: 200 * MIB, 560: 400 * MIB, 1120: 800 * MIB}
+PROJECTOR_HIDDEN = 1152
+
+BufferSource = Literal["dry run", "table"]
+
+
+@dataclass(frozen=True, slots=True)
+class Buffers:
+    """Bytes of compute buffers: on each GPU of the placement, and in the computer's memory (output rows included)."""
+
+    gpus: tuple[int, ...]
+    host: int
+    source: BufferSource
+
+
+class Compute(Protocol):
+    """Where the memory that is neither weights nor KV comes from."""
+
+    driver_source: Source
+    program: int
+    program_source: Source
+
+    def __call__(self, setup: Setup) -> Buffers:
+        """The compute buffers of a setup."""
+        ...
+
+    def projector(self, image_tokens: int) -> int:
+        """The projector's working memory for pictures of so many tokens."""
+        ...
+
+    def driver(self, index: int) -> int:
+        """What the driver takes on a GPU for itself."""
+        ...
+
+
+@dataclass
+class Table:
+    """The measured table, for backends that are not on this machine or before any dry run."""
+
+    backends: tuple[str, ...] = ()
+    drivers: dict[int, int] = field(default_factory=dict)
+    program: int = PROGRAM
+    program_source: Source = "table"
+    driver_source: Source = "table"
+
+    def __call__(self, setup: Setup) -> Buffers:
+        """See Compute."""
+        options, shape, weights = setup.options, setup.weights.shape, setup.weights
+        ubatch = options.physical_batch
+        cells = padded(setup.tokens) + padded(min(padded(setup.tokens), shape.window * options.sequences + ubatch))
+        mask = 2 * ubatch * cells
+        rows = options.outputs * shape.vocabulary * 4
+        graph = max(ubatch * TOKEN_BYTES * shape.hidden // HIDDEN, rows) + mask
+        host = graph if setup.on_gpu == 0 else mask + ubatch * shape.hidden * 4 + 16 * MIB
+        extra = 0
+        if options.kv not in ("f16", "bf16"):
+            full = max((layer.kv_values for layer in shape.layers if not layer.sliding), default=0)
+            extra += padded(setup.tokens) * full * 2
+        if setup.on_gpu <= len(weights.layers):
+            extra += weights.largest
+            host += graph - mask  # layers on the CPU need their own results
+        gpus = tuple(graph + extra if count else 0 for count in setup.placement)
+        return Buffers(gpus, host + shape.vocabulary * 4, "table")
+
+    def projector(self, image_tokens: int) -> int:
+        """See Compute."""
+        return next((size for tokens, size in PROJECTOR.items() if tokens >= image_tokens), PROJECTOR[1120])
+
+    def driver(self, index: int) -> int:
+        """See Compute."""
+        if index in self.drivers:
+            return self.drivers[index]
+        return DRIVER.get(self.backends[index], DRIVER_UNKNOWN) if index < len(self.backends) else DRIVER_UNKNOWN
+
+
+class Dry(Table):
+    """The table for the search, and llama.cpp's own answer for the setups that matter; answers are kept."""
+
+    def __init__(self, ask: Callable[[Setup], Buffers], backends: tuple[str, ...]) -> None:
+        super().__init__(backends)
+        self._ask = ask
+        self._known: dict[Setup, Buffers] = {}
+
+    def __call__(self, setup: Setup) -> Buffers:
+        """See Compute."""
+        return self._known.get(setup) or super().__call__(setup)
+
+    def settle(self, setup: Setup) -> Buffers:
+        """Ask llama.cpp about this setup, and remember it."""
+        if setup not in self._known:
+            self._known[setup] = self._ask(setup)
+        return self._known[setup]

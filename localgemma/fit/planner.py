@@ -1,0 +1,221 @@
+"""The best plan for a machine: quantisation, layers on each GPU, context, KV type, pictures, all decided together.
+
+Every way to load gets a cost that does not depend on the other ways, so that more memory, which only adds ways, never
+gives a worse plan. The cost counts in the scale of the weights' measured loss; the rates of exchange are below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import log2
+from pathlib import Path
+
+from localgemma.errors import UsageError
+from localgemma.files.catalog_records import Entry, Variant
+from localgemma.fit.buffers import Compute
+from localgemma.fit.hardware import Machine
+from localgemma.fit.memory import Need, Setup, Weights, need, split_shares
+from localgemma.fit.quality import Standing, kv_loss
+from localgemma.fit.speed import Rates, tokens_per_second
+from localgemma.options import KvType, LoadOptions
+
+WANTED_CONTEXT = 32_768  # tokens: a long talk with thoughts and some pictures or a paper
+COMFORT = 15.0  # tokens a second at which waiting for an answer with thoughts stops being a burden
+SPEED_COST = 0.6  # a halving of the speed below COMFORT; at 4 bits on a CPU, about what going to 8 bits gains
+SPEED_GAIN = 0.05  # a doubling above it, up to four times COMFORT
+CONTEXT_COST = 0.25  # a halving of the context below what is wanted
+PICTURES = ((1120, True, 0.0), (560, True, 0.02), (1120, False, 0.06), (280, True, 0.08), (560, False, 0.09), (0, False, 0.5))
+CONTEXTS = (32_768, 24_576, 16_384, 12_288, 8192, 4096)
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the user asked for; None is left to the plan. `reserve` bytes of each GPU are left free."""
+
+    ctx: int | None = None
+    kv: KvType | None = None
+    gpu_layers: int | None = None
+    devices: tuple[str, ...] | None = None
+    reserve: int = 0
+    min_speed: float | None = None
+    pictures: bool = True
+    image_tokens: int | None = None
+    base: LoadOptions = field(default_factory=LoadOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One text model that could be loaded: its weights, what is known of its quality, and its projector's bytes (or 0)."""
+
+    name: str
+    weights: Weights
+    standing: Standing
+    projector: int = 0
+    size: int = 0
+    variant: Variant | None = None
+    path: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A way to load a candidate, what it takes, how fast it is, and its cost (lower is better)."""
+
+    candidate: Candidate
+    setup: Setup
+    need: Need
+    speed: float
+    cost: float
+
+    @property
+    def load(self) -> LoadOptions:
+        """The options that open it."""
+        setup = self.setup
+        split = split_shares(setup.placement) if len(setup.placement) > 1 and setup.on_gpu else None
+        return replace(setup.options, ctx=setup.tokens, gpu_layers=setup.on_gpu, tensor_split=split)
+
+
+class Planner:
+    """Searches the ways to load candidates on a machine."""
+
+    def __init__(
+        self, machine: Machine, compute: Compute, wishes: Wishes, rates: Rates | None = None, entry: Entry | None = None
+    ) -> None:
+        machine = machine.reserving(wishes.reserve)
+        if wishes.devices is not None:
+            known = [gpu.name for gpu in machine.gpus]
+            for name in wishes.devices:
+                if name not in (*known, "CPU"):
+                    raise UsageError(f"There is no device {name!r}.", f"There are: {', '.join([*known, 'CPU'])}.")
+            machine = machine.only(wishes.devices)
+        self.machine, self.compute, self.wishes, self.rates, self.entry = machine, compute, wishes, rates or {}, entry
+
+    def best(self, candidates: Sequence[Candidate]) -> Way | None:
+        """The way with the lowest cost, or None where nothing fits."""
+        found: Way | None = None
+        bounds = {candidate.name: self._least(candidate.weights) for candidate in candidates}
+        for candidate in sorted(candidates, key=lambda c: c.standing.place + bounds[c.name]):
+            for cost, setup in sorted(self._sketches(candidate), key=lambda sketch: sketch[0]):
+                if found and cost + bounds[candidate.name] >= found.cost:
+                    break
+                way = self.way(candidate, setup, cost)
+                if way and (found is None or way.cost < found.cost):
+                    found = way
+        return found
+
+    def _least(self, weights: Weights) -> float:
+        """The least that speed can add to the cost of these weights: as if all of them lay on the fastest device."""
+        rates = [self.machine.ram_bandwidth, *(gpu.bandwidth for gpu in self.machine.gpus), *self.rates.values()]
+        return speed_cost(max(rates) / max(1, weights.total))
+
+    def _sketches(self, candidate: Candidate) -> Iterator[tuple[float, Setup]]:
+        """(cost without speed, setup without placement) of every way to load the candidate, wishes obeyed."""
+        wishes, weights = self.wishes, candidate.weights
+        trained = weights.shape.trained_context
+        wanted = min(WANTED_CONTEXT, trained)
+        contexts = [wishes.ctx] if wishes.ctx else [ctx for ctx in CONTEXTS if ctx <= wanted] or [wanted]
+        kinds: list[KvType] = [wishes.kv] if wishes.kv else ["f16", "q8_0"]
+        for tokens, on_gpu, picture_cost in self._pictures(candidate):
+            for kv in kinds:
+                loss = kv_loss(self.entry, kv)[0]
+                for ctx in contexts:
+                    cost = candidate.standing.place + loss + picture_cost + CONTEXT_COST * max(0.0, log2(wanted / ctx))
+                    options = replace(
+                        wishes.base, kv=kv, image_tokens=tokens, projector_on_gpu=on_gpu and bool(self.machine.gpus), ctx=ctx
+                    )
+                    yield cost, Setup(weights, options, ctx, (), candidate.projector if tokens else 0)
+
+    def _pictures(self, candidate: Candidate) -> Sequence[tuple[int, bool, float]]:
+        wishes = self.wishes
+        if not candidate.projector or not wishes.pictures:
+            return ((0, False, 0.0),)
+        if wishes.image_tokens is not None:
+            return tuple(way for way in PICTURES if way[0] == wishes.image_tokens) or ((wishes.image_tokens, True, 0.0),)
+        return PICTURES
+
+    def way(self, candidate: Candidate, setup: Setup, cost: float = 0.0) -> Way | None:
+        """The setup with as many layers on the GPUs as fit, or None where it does not fit or is too slow."""
+        placed = self.place(setup)
+        if placed is None:
+            return None
+        speed = tokens_per_second(placed, self.machine, self.rates)
+        if self.wishes.min_speed and speed < self.wishes.min_speed:
+            return None
+        return Way(candidate, placed, need(placed, self.compute), speed, cost + speed_cost(speed))
+
+    def place(self, setup: Setup) -> Setup | None:
+        """The setup with the most layers on the GPUs that all fit, or None."""
+        every = len(setup.weights.layers) + 1
+        if self.wishes.gpu_layers is not None:
+            asked = every if self.wishes.gpu_layers < 0 else min(self.wishes.gpu_layers, every)
+            return self._placed(setup, asked if self.machine.gpus else 0)
+        if not self.machine.gpus:
+            return self._placed(setup, 0)
+        if whole := self._placed(setup, every):
+            return whole
+        low, high, found = 1, every - 1, None
+        while low <= high:  # fewer layers always need less, except all and none, which are tried on their own
+            middle = (low + high) // 2
+            if placed := self._placed(setup, middle):
+                found, low = placed, middle + 1
+            else:
+                high = middle - 1
+        return found or self._placed(setup, 0)
+
+    def _placed(self, setup: Setup, layers: int) -> Setup | None:
+        """The setup with so many layers put on the GPUs in order, each filled before the next; None where it does not fit."""
+        if not self.machine.gpus:
+            return setup if not layers and self.fits(setup) else None
+        left = layers
+        placement: list[int] = []
+        for index in range(len(self.machine.gpus)):
+            take = left if index == len(self.machine.gpus) - 1 else self._most(setup, placement, left, index, layers)
+            placement.append(take)
+            left -= take
+        placed = replace(setup, placement=tuple(placement))
+        return placed if self.fits(placed) else None
+
+    def _most(self, setup: Setup, before: list[int], left: int, index: int, layers: int) -> int:
+        """How many of the layers left this GPU can take."""
+        low, high = 0, left
+        while low < high:
+            middle = (low + high + 1) // 2
+            rest = [0] * (len(self.machine.gpus) - index - 2)
+            trial = replace(setup, placement=(*before, middle, left - middle, *rest))
+            if need(trial, self.compute).gpu(index) <= self.machine.gpus[index].free:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def fits(self, setup: Setup) -> bool:
+        """Whether every device can hold its share."""
+        return not self.over(need(setup, self.compute))
+
+    def over(self, taken: Need) -> Mapping[str, int]:
+        """Bytes too many, by device."""
+        machine, result = self.machine, {}
+        for index, gpu in enumerate(machine.gpus[: len(taken.gpus)]):
+            if (size := taken.gpu(index)) > gpu.free:
+                result[gpu.name] = size - gpu.free
+        host = taken.host_total + (sum(taken.gpu(i) for i in range(len(taken.gpus))) if machine.unified else 0)
+        if host > machine.ram_free:
+            result["RAM"] = host - machine.ram_free
+        return result
+
+    def largest_context(self, way: Way, step: int = 256) -> int:
+        """The most tokens that fit with everything else of this way unchanged."""
+        low, high = way.setup.tokens // step, max(way.setup.tokens, way.setup.weights.shape.trained_context) // step
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.fits(replace(way.setup, tokens=middle * step)):
+                low = middle
+            else:
+                high = middle - 1
+        return max(way.setup.tokens, low * step)
+
+
+def speed_cost(speed: float) -> float:
+    """What a speed in tokens a second costs; above COMFORT it gains a little."""
+    doublings = log2(max(speed, 1e-6) / COMFORT)
+    return -SPEED_COST * doublings if doublings < 0 else -SPEED_GAIN * min(doublings, 2.0) - min(speed, 1000) * 1e-6

@@ -1,0 +1,105 @@
+"""What is known of a quantisation's quality, and how those that nobody measured are put in order without a figure.
+
+One measure is the scale: the one that rated most of a model's quantisations. What it did not rate has no figure. To be
+chosen at all it needs a place, and gets the least favourable one that its size allows: a little better than the next
+smaller file that was measured, and below all of them where none is smaller.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from localgemma.files.catalog_records import Entry, Measure, Quality, Variant
+
+A_BIT = 0.04  # a place's advantage a bit a weight: enough to order, too little to outweigh a measured difference
+A_STEP = 0.75  # bits a weight that make a file a step larger; below it, the measured one is preferred
+BELOW = 0.6  # a place's loss a bit a weight below the smallest measured file, and once more where nothing was published
+SAME = 0.02  # bits a weight within which two files are of one size (sizes are rounded)
+KV_LOSS = {"f16": 0.0, "bf16": 0.0, "f32": 0.0, "q8_0": 0.108}  # localbench; used where the catalogue has none
+KV_UNKNOWN = 1.0  # q4_0 and its kin: not measured on this model, reported to harm; never chosen unasked
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A place on the scale, lower is better. `figure` is what was measured there, None where the place is an order only."""
+
+    place: float
+    figure: Quality | None
+    reason: str
+
+
+def scale_of(entry: Entry) -> Measure | None:
+    """The measure that rated most quantisations of this model, among those where lower is better."""
+    counts = Counter(q.measure.name for v in entry.variants for q in v.quality if q.measure.lower_is_better)
+    if not counts:
+        return None
+    name = counts.most_common(1)[0][0]
+    return next(q.measure for v in entry.variants for q in v.quality if q.measure.name == name)
+
+
+def standings(entry: Entry) -> dict[str, Standing]:
+    """The place of every variant whose size is known, by the variant's name."""
+    scale = scale_of(entry)
+    rated: list[tuple[float, float, Variant, Quality]] = []
+    for variant in entry.variants:
+        for figure in variant.quality:
+            if scale and figure.measure == scale and variant.bits_per_weight:
+                rated.append((variant.bits_per_weight, figure.value, variant, figure))
+    places: dict[str, Standing] = {}
+    for variant in entry.variants:
+        bits = variant.bits_per_weight
+        if bits is None:
+            continue
+        own = next((figure for _, _, other, figure in rated if other.name == variant.name), None)
+        if own:
+            places[variant.name] = Standing(own.value, own, f"{own.value:g} by {own.measure.title}")
+        elif variant.quant in ("BF16", "F32") and not variant.qat:
+            places[variant.name] = Standing(0.0, None, "the full weights, which the others are measured against")
+        elif variant.qat:
+            places[variant.name] = _trained(variant, bits, rated)
+        else:
+            places[variant.name] = _unmeasured(variant, bits, rated)
+    return places
+
+
+Rated = Sequence[tuple[float, float, Variant, Quality]]
+
+
+def _trained(variant: Variant, bits: float, rated: Rated) -> Standing:
+    """Quantisation-aware training: measured against another reference only, so it has the place of the usual 4 bits."""
+    usual = [value for _, value, other, _ in rated if other.quant == "Q4_K_M"]
+    place = min(usual) - A_BIT if usual else 0.0
+    told = f"; {variant.quality[0].value:g} by {variant.quality[0].measure.title}, another scale" if variant.quality else ""
+    return Standing(place + (5 - bits) / 1000, None, f"trained to be held in 4 bits, placed beside Q4_K_M{told}")
+
+
+def _unmeasured(variant: Variant, bits: float, rated: Rated) -> Standing:
+    smaller = [(other_bits, value, other) for other_bits, value, other, _ in rated if other_bits <= bits + SAME]
+    if smaller:
+        other_bits, value, other = min(smaller, key=lambda item: (item[1], -item[0]))
+        more = bits - other_bits
+        place = value - A_BIT * more if more >= A_STEP else value + 0.001
+        what = "larger than" if more > SAME else "of the size of"
+        return Standing(place, None, f"not measured; {what} {other.quant}@{other.publisher}, which has {value:g}")
+    if not rated:
+        return Standing(-A_BIT * bits, None, "not measured")
+    floor = min(other_bits for other_bits, *_ in rated)
+    worst = max(value for _, value, *_ in rated)
+    told = variant.quality[0] if variant.quality else None
+    place = worst + BELOW * (floor - bits) + (0.0 if told else BELOW)
+    note = f"{told.value:g} by {told.measure.title}" if told else "nothing is published about it"
+    return Standing(place, None, f"not measured on the scale; {note}")
+
+
+def kv_loss(entry: Entry | None, kv: str) -> tuple[float, str]:
+    """What a KV type costs on the weights' scale, and who says so."""
+    if entry:
+        for figure in entry.kv.get(kv, ()):
+            return figure.value, f"{figure.value:g} by {figure.measure.title}"
+    value = KV_LOSS.get(kv, KV_UNKNOWN)
+    return (
+        value,
+        "nothing lost" if not value else f"{value:g} by localbench" if kv in KV_LOSS else "not measured on this model",
+    )

@@ -1,0 +1,45 @@
+"""Predicted tokens a second: bytes that a token reads on each device, over how fast that device reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from localgemma.fit.hardware import Machine
+from localgemma.fit.memory import Setup
+
+DEPTH = 1024  # tokens of context at which a speed is told
+# Share of a memory's bandwidth that decoding reaches. Published: RTX 4090 79 %, 5090 80 %, 3090 65 %, R9700 81 %, 7900 XT
+# 67 %, M5 Max 77 %, Strix Halo 83 % (Q4); used only where this machine was not measured.
+REACH = 0.7
+Rates = Mapping[tuple[str, int], float]  # (device, ggml type id): bytes of weights a second, measured by decoding
+
+
+def tokens_per_second(setup: Setup, machine: Machine, rates: Rates | None = None, depth: int = DEPTH) -> float:
+    """Decode speed at `depth` tokens of context. Devices work one after the other."""
+    weights, shape, count = setup.weights, setup.weights.shape, len(setup.weights.layers)
+    known = rates or {}
+    types = weights.types or ((12, 1),)
+    every = sum(size for _, size in types)
+
+    def seconds(device: str, bandwidth: float, layers: range, output: bool) -> float:
+        size = sum(weights.layers[i] for i in layers)
+        total = sum(size * part / every / _rate(known, device, kind, bandwidth) for kind, part in types)
+        if output:
+            total += weights.output / _rate(known, device, weights.output_type, bandwidth)
+        read = sum(shape.kv_read_layer(shape.layers[i], setup.options.kv, min(depth, setup.tokens)) for i in layers)
+        return total + read / (bandwidth * REACH)
+
+    first = max(0, min(count, count + 1 - setup.on_gpu))
+    time = seconds("CPU", machine.ram_bandwidth, range(first), setup.on_gpu == 0)
+    for gpu, (start, end) in zip(machine.gpus, setup.ranges(), strict=False):
+        if end > start:
+            time += seconds(gpu.name, gpu.bandwidth or 1e11, range(start, min(end, count)), end > count)
+    return 1 / time if time > 0 else 0.0
+
+
+def _rate(rates: Rates, device: str, kind: int, bandwidth: float) -> float:
+    """Bytes a second for this type: measured, or as the nearest measured type of the device, or a share of the bandwidth."""
+    if (device, kind) in rates:
+        return rates[device, kind]
+    others = [rate for (name, _), rate in rates.items() if name == device]
+    return min(others) if others else bandwidth * (REACH if device != "CPU" else 0.85)

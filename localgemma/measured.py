@@ -1,0 +1,86 @@
+"""What this machine measured: how fast it reads weights, what a driver takes, what loads really took.
+
+One JSON file for all machines that share a home folder, by a key that names the hardware. A damaged file is as good as
+none: it is only a memory of what can be measured again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from localgemma import settings
+
+KEPT_LOADS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One load: bytes predicted and taken by device (`RAM` is the computer's), and tokens a second, predicted and seen."""
+
+    model: str
+    predicted: Mapping[str, int]
+    taken: Mapping[str, int]
+    speed: float = 0.0
+    seen_speed: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """`rates` are bytes of weights a second by `device:ggml type id`, `driver` bytes by device, `program` bytes of RAM."""
+
+    rates: Mapping[str, float] = field(default_factory=dict)
+    driver: Mapping[str, int] = field(default_factory=dict)
+    program: int = 0
+    loads: tuple[Load, ...] = ()
+
+    def with_load(self, load: Load) -> Measured:
+        """The record with one more load, the oldest forgotten."""
+        return replace(self, loads=(*self.loads, load)[-KEPT_LOADS:])
+
+
+def file() -> Path:
+    """Where it is kept."""
+    return settings.load().data_dir / "measured.json"
+
+
+def load(key: str) -> Measured:
+    """What the machine of this key measured; empty where nothing is known."""
+    raw = _all().get(key)
+    if not isinstance(raw, dict):
+        return Measured()
+    try:
+        return Measured(
+            rates={str(name): float(value) for name, value in raw.get("rates", {}).items() if float(value) > 0},
+            driver={str(name): int(value) for name, value in raw.get("driver", {}).items()},
+            program=int(raw.get("program", 0)),
+            loads=tuple(Load(**item) for item in raw.get("loads", ()))[-KEPT_LOADS:],
+        )
+    except (TypeError, ValueError, AttributeError):
+        return Measured()
+
+
+def save(key: str, measured: Measured) -> None:
+    """Keep it; where the disk does not let it, it is forgotten."""
+    everything = _all() | {key: asdict(measured)}
+    path = file()
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=".measured-", dir=path.parent)
+        with open(handle, "w", encoding="utf-8") as stream:
+            json.dump(everything, stream, indent=1)
+        os.replace(name, path)
+
+
+def _all() -> dict[str, Any]:
+    try:
+        found = json.loads(file().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
