@@ -60,7 +60,7 @@ class _Builder:
         for name, entry in entries.items():
             for alias in (name, *entry.aliases):
                 if owners.setdefault(alias.casefold(), name) != name:
-                    self.bad(("models", name), f"the name {alias!r} is also that of {owners[alias.casefold()]}")
+                    self.bad(("models", name, "aliases"), f"the name {alias!r} is also that of {owners[alias.casefold()]}")
         return Catalog(entries, self.measures)
 
     def bad(self, where: Where, what: str) -> NoReturn:
