@@ -75,7 +75,11 @@ class Store:
         path = self.folder / "manifests" / place
         path.parent.mkdir(parents=True, exist_ok=True)
         kinds = [
-            {"mediaType": f"application/vnd.ollama.image.{kind}", "digest": blob.name.replace("-", ":"), "size": blob.stat().st_size}
+            {
+                "mediaType": f"application/vnd.ollama.image.{kind}",
+                "digest": blob.name.replace("-", ":"),
+                "size": blob.stat().st_size,
+            }
             for kind, blob in layers.items()
         ]
         config = {"mediaType": "application/vnd.docker.container.image.v1+json", "digest": f"sha256:{'0' * 64}", "size": 474}

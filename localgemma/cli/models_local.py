@@ -144,12 +144,13 @@ def _remove(plan: Removal, dry_run: bool, yes: bool, as_object: bool) -> None:
             print_note("There is nothing to remove.")
     done = bool(plan.steps) and not dry_run
     if done:
-        confirm(f"Remove this, and free {format_size(plan.freed)}?", yes, default=False)
+        question = f"Remove this, and free {format_size(plan.freed)}?" if plan.freed else "Forget these links?"
+        confirm(question, yes, default=False)
         plan.execute()
     if as_object:
         print_json({"steps": plan.steps, "kept": plan.kept, "freed": plan.freed, "done": done})
     elif done:
-        print_note(f"Done; {format_size(plan.freed)} are free again.")
+        print_note(f"Done; {format_size(plan.freed)} are free again." if plan.freed else "Done.")
 
 
 @contextmanager
