@@ -21,6 +21,7 @@ _COMMANDS = {
     "models": ("localgemma.cli.models", "Find, download, check, link, carry and remove model files."),
     "convert": ("localgemma.cli.convert", "Make a model file from a published checkpoint."),
     "quantize": ("localgemma.cli.quantize", "Make a smaller model file, or a whole release."),
+    "imatrix": ("localgemma.cli.imatrix", "Read data with a model, for better quantisation."),
     "sessions": ("localgemma.cli.sessions", "List, show, export and remove saved chats."),
     "bench": ("localgemma.cli.bench", "Measure how fast a model loads, reads and writes here."),
 }
