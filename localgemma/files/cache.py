@@ -11,7 +11,7 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from localgemma import settings
@@ -105,18 +105,15 @@ def free_bytes(folder: Path) -> int:
     return 0
 
 
-def is_full(error: OSError) -> bool:
-    """Whether it says that the disk, or what one may use of it, is full."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
 @contextlib.contextmanager
-def disk_errors() -> Iterator[None]:
-    """OSError becomes DiskError."""
+def disk_errors(missing: Callable[[], int]) -> Iterator[None]:
+    """OSError becomes DiskError; `missing` tells how many bytes were still to be written."""
     try:
         yield
     except OSError as error:
         folder = settings.load().hub_cache
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise too_small(missing(), free_bytes(folder), folder) from error
         hint = "Check the folder and its disk, or set HF_HUB_CACHE to a folder that can be written to."
         raise DiskError(f"{folder} cannot be written to: {error.strerror or error}.", hint) from error
 

@@ -14,8 +14,9 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from localgemma import net, settings
 from localgemma.engine import CancelToken
-from localgemma.errors import Cancelled, ChecksumError
+from localgemma.errors import Cancelled, ChecksumError, DiskError
 from localgemma.files import cache
+from localgemma.files.cache import cached as cached  # part of this door
 from localgemma.files.fetch import Fetch
 from localgemma.files.hub import COMMIT, Changed, Resolved, resolve
 from localgemma.files.pieces import Partial, Unfinished, unfinished
@@ -62,7 +63,7 @@ def download(
 
     A part of a split GGUF (`-00001-of-0000N`) brings the other parts along. Names of revisions change only when every file is
     here. Raises DiskError before the first byte where the disk is too small, ChecksumError, NotFound, AccessError,
-    OfflineError, TransferError, Cancelled; whatever happens, a file is complete and proven where it can be seen, or not there at all.
+    OfflineError, TransferError, Cancelled; whatever happens, a file that can be seen is complete and proven.
     """
     options = options or TransferOptions()
     wanted = [*files, *_other_parts(files, options)]
@@ -156,11 +157,12 @@ def _obtain(file: Resolved, options: TransferOptions, report: _Report) -> Resolv
 
 def _have(file: Resolved, options: TransferOptions, report: _Report) -> Resolved:
     if not cache.present(file):
-        with cache.disk_errors(), _locked(file, report):
+        with _locked(file, report):
             if not cache.has_blob(file):
                 _fetch(file, options, report)
             if not cache.present(file):
-                cache.place(file)
+                with cache.disk_errors(lambda: file.size):
+                    cache.place(file)
     report.complete(file)
     return file
 
@@ -168,19 +170,17 @@ def _have(file: Resolved, options: TransferOptions, report: _Report) -> Resolved
 @contextlib.contextmanager
 def _locked(file: Resolved, report: _Report) -> Iterator[None]:
     """Hold the file's lock, which huggingface_hub takes too; while another process fetches the file, show how far it is."""
-    path = cache.lock_of(file)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path, blob = cache.lock_of(file), cache.blob_of(file)
     lock: BaseFileLock = FileLock(path, mode=0o664)
-    while True:
+    while not lock.is_locked:
         try:
-            lock.acquire(timeout=TICK)
-            break
-        except Timeout:
-            report.say(
-                file, sum(each.proven for each in unfinished(cache.blob_of(file).parent) if each.blob == cache.blob_of(file))
-            )
+            with cache.disk_errors(lambda: file.size), contextlib.suppress(Timeout):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                lock.acquire(timeout=TICK)
+                continue
         except NotImplementedError:  # a file system without locks
             lock = SoftFileLock(path)
+        report.say(file, sum(each.proven for each in unfinished(blob.parent) if each.blob == blob))
     try:
         yield
     finally:
@@ -188,32 +188,34 @@ def _locked(file: Resolved, report: _Report) -> Iterator[None]:
 
 
 def _fetch(file: Resolved, options: TransferOptions, report: _Report) -> None:
-    """Make the file's blob; the caller holds its lock. Raises OSError for the disk, but DiskError where that is full."""
-    partial = Partial(file, cache.blob_of(file))
+    """Make the file's blob; the caller holds its lock."""
+    with cache.disk_errors(lambda: file.size):
+        partial = Partial(file, cache.blob_of(file))
     fetch, fetched = Fetch(partial, options), 0
     try:
-        try:
-            fetch.start()
-            while not fetch.check():
-                fetch.wait(TICK)
-                before, fetched = fetched, fetch.fetched
-                report.say(file, fetch.done, fetched - before)
-        finally:
-            fetch.stop()
-        partial.finish()
+        fetch.start()
+        while True:
+            with cache.disk_errors(lambda: file.size - partial.proven_bytes):
+                if fetch.check():
+                    fetch.stop()
+                    partial.finish()
+                    break
+            fetch.wait(TICK)
+            before, fetched = fetched, fetch.fetched
+            report.say(file, fetch.done, fetched - before)
     except ChecksumError:
+        fetch.stop()
         partial.discard()
         raise
-    except OSError as error:
-        if not cache.is_full(error):
-            raise
+    except DiskError:
+        fetch.stop()
         partial.give_back()
-        folder = settings.load().hub_cache
-        raise cache.too_small(file.size - partial.proven_bytes, cache.free_bytes(folder), folder) from error
+        raise
     except net.Interrupted as error:
         error.hint += " What was fetched is kept."
         raise
     finally:
+        fetch.stop()
         partial.close()
     _drop_older(file)
 

@@ -158,6 +158,8 @@ def open_range(
         etag = reply.near.get("x-linked-etag") or ("" if reply.foreign else reply.near.get("etag", ""))
         if isinstance(file, Resolved) and reply.status in (200, 206, 416) and etag and _bare(etag) != file.etag:
             raise Changed(f"{file.remote.path} was replaced on the hub.")
+        if reply.status == 416 and isinstance(file, Resolved) and start < file.size:
+            raise Changed(f"{file.remote.path} has fewer bytes on the hub than it had.")
         if reply.status == 416:
             raise _PastTheEnd(f"{_remote(file).path} has at most {start:,} bytes on the hub.", "Run the same command again.")
         if reply.status not in (200, 206):
