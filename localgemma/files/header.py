@@ -122,8 +122,7 @@ def in_ollama_form(header: Header) -> bool:
     Text and picture tower lie in one file, and the tokenizer goes by another name; llama.cpp loads neither.
     """
     return header.text("general.architecture") == "gemma4" and (
-        header.text("tokenizer.ggml.model") == "llama"
-        or any(t.name.startswith(("v.", "mm.")) for t in header.tensors)
+        header.text("tokenizer.ggml.model") == "llama" or any(t.name.startswith(("v.", "mm.")) for t in header.tensors)
     )
 
 
