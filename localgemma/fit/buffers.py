@@ -111,6 +111,10 @@ class Dry(Table):
         """See Compute."""
         return self._known.get(setup) or super().__call__(setup)
 
+    def knows(self, setup: Setup) -> bool:
+        """Whether llama.cpp was asked about this setup."""
+        return setup in self._known
+
     def settle(self, setup: Setup) -> Buffers:
         """Ask llama.cpp about this setup, and remember it."""
         if setup not in self._known:

@@ -48,6 +48,7 @@ class Weights:
     types: tuple[tuple[int, int], ...] = ()
     output_type: int = 14
     repacked: float = 0.0
+    header: Header | None = None
 
     @property
     def total(self) -> int:
@@ -74,7 +75,7 @@ def weights_of(header: Header) -> Weights:
     size = embedding.nbytes if embedding else 0
     return Weights(
         shape, size, output.nbytes if output else 0, tuple(layers), largest, True, tuple(sorted(types.items())),
-        output.type_id if output else 0, sum(types.get(kind, 0) for kind in REPACKED) / max(1, sum(types.values())),
+        output.type_id if output else 0, sum(types.get(kind, 0) for kind in REPACKED) / max(1, sum(types.values())), header,
     )  # fmt: skip
 
 

@@ -70,7 +70,11 @@ class Way:
     @property
     def load(self) -> LoadOptions:
         """The options that open it."""
-        setup = self.setup
+        return self.options_of(self.setup)
+
+    @staticmethod
+    def options_of(setup: Setup) -> LoadOptions:
+        """The options that load a setup."""
         split = split_shares(setup.placement) if len(setup.placement) > 1 and setup.on_gpu else None
         return replace(setup.options, ctx=setup.tokens, gpu_layers=setup.on_gpu, tensor_split=split)
 
@@ -89,6 +93,7 @@ class Planner:
                     raise UsageError(f"There is no device {name!r}.", f"There are: {', '.join([*known, 'CPU'])}.")
             machine = machine.only(wishes.devices)
         self.machine, self.compute, self.wishes, self.rates, self.entry = machine, compute, wishes, rates or {}, entry
+        self.devices = wishes.devices and tuple(name for name in wishes.devices if name != "CPU")
 
     def best(self, candidates: Sequence[Candidate]) -> Way | None:
         """The way with the lowest cost, or None where nothing fits."""
@@ -172,7 +177,9 @@ class Planner:
             take = left if index == len(self.machine.gpus) - 1 else self._most(setup, placement, left, index, layers)
             placement.append(take)
             left -= take
-        placed = replace(setup, placement=tuple(placement))
+        # Without a layer on it, a GPU that llama.cpp may use would still get compute buffers: it is hidden from it.
+        options = replace(setup.options, devices=self.devices if layers else ())
+        placed = replace(setup, options=options, placement=tuple(placement))
         return placed if self.fits(placed) else None
 
     def _most(self, setup: Setup, before: list[int], left: int, index: int, layers: int) -> int:

@@ -16,6 +16,7 @@ from localgemma.files.catalog_records import Entry, Measure, Quality, Variant
 A_BIT = 0.04  # a place's advantage a bit a weight: enough to order, too little to outweigh a measured difference
 A_STEP = 0.75  # bits a weight that make a file a step larger; below it, the measured one is preferred
 BELOW = 0.6  # a place's loss a bit a weight below the smallest measured file, and once more where nothing was published
+UNMEASURED = 0.02  # so much behind a measured file of its size
 SAME = 0.02  # bits a weight within which two files are of one size (sizes are rounded)
 KV_LOSS = {"f16": 0.0, "bf16": 0.0, "f32": 0.0, "q8_0": 0.108}  # localbench; used where the catalogue has none
 KV_UNKNOWN = 1.0  # q4_0 and its kin: not measured on this model, reported to harm; never chosen unasked
@@ -80,7 +81,7 @@ def _unmeasured(variant: Variant, bits: float, rated: Rated) -> Standing:
     if smaller:
         other_bits, value, other = min(smaller, key=lambda item: (item[1], -item[0]))
         more = bits - other_bits
-        place = value - A_BIT * more if more >= A_STEP else value + 0.001
+        place = value - A_BIT * more if more >= A_STEP else value + UNMEASURED
         what = "larger than" if more > SAME else "of the size of"
         return Standing(place, None, f"not measured; {what} {other.quant}@{other.publisher}, which has {value:g}")
     if not rated:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from localgemma.files.header import TYPE_SIZES, Header
+from localgemma.files.header import TYPE_SIZES
+from localgemma.fit.memory import Weights
 from localgemma.gemma4.shape import GEMMA_31B, Shape, matrices, metadata_of, vectors
 from localgemma.llamacpp.dryrun import TensorInfo
 
@@ -36,8 +37,11 @@ def _tensor(name: str, shape: tuple[int, ...], kind: int) -> TensorInfo:
     return TensorInfo(name, shape, kind, count // values * size)
 
 
-def of_header(header: Header) -> tuple[dict[str, object], tuple[TensorInfo, ...]]:
-    """Metadata and tensors of a file, for a dry run."""
+def for_weights(weights: Weights) -> tuple[dict[str, object], tuple[TensorInfo, ...]]:
+    """Metadata and tensors of a dry run: the file's own where its header is at hand, else those of its shape."""
+    header = weights.header
+    if header is None:
+        return metadata_of(weights.shape), tensors_of(weights.shape, weights.types[0][0], weights.output_type)
     return dict(header.metadata), tuple(TensorInfo(t.name, t.shape, t.type_id, t.nbytes) for t in header.tensors)
 
 
@@ -45,6 +49,3 @@ def layers_only(count: int, shape: Shape = GEMMA_31B) -> Shape:
     """The shape with `count` layers (the first ones, a full one last) and next to no vocabulary."""
     full = [layer for layer in shape.layers if not layer.sliding][:1]
     return replace(shape, layers=(*[layer for layer in shape.layers if layer.sliding][: count - 1], *full), vocabulary=256)
-
-
-__all__ = ["layers_only", "metadata_of", "of_header", "tensors_of"]

@@ -1,0 +1,73 @@
+"""Plans by name: from `gemma-4-31b:Q4_K_M` or a path to candidates, on this machine or a described one. Needs no network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from localgemma import measured
+from localgemma.errors import NotFound, UsageError
+from localgemma.files import catalog
+from localgemma.files.catalog_records import Entry
+from localgemma.files.header import check_projector, check_text_model, read_header
+from localgemma.fit import probe
+from localgemma.fit.decide import decide, from_entry, from_header
+from localgemma.fit.explain import Decision
+from localgemma.fit.hardware import Machine
+from localgemma.fit.planner import Candidate, Wishes
+from localgemma.fit.quality import Standing
+from localgemma.fit.speed import Rates
+
+
+def plan(name: str | Path, wishes: Wishes, described: Machine | None = None) -> Decision:
+    """The best plan for a model's name or a file. Raises NotFound, BadModelFile, DoesNotFit and UsageError."""
+    candidates, entry = candidates_of(name)
+    machine = described or probe.machine()
+    return decide(candidates, wishes, machine, rates_of(machine), entry)
+
+
+def candidates_of(name: str | Path) -> tuple[tuple[Candidate, ...], Entry | None]:
+    """The files that a name or path means, and the catalogue's entry about them."""
+    shown = str(name)
+    if isinstance(name, Path) or shown.endswith(".gguf") or "/" in shown or "\\" in shown:
+        return (of_file(Path(name).expanduser()),), None
+    try:
+        found = catalog.load().find(shown)
+    except NotFound as error:
+        if ":" not in shown:
+            raise
+        raise UsageError(error.message, error.hint) from None  # the model is known, its quantisation is a typing error
+    entry = found.entry
+    here = [variant for variant in found.variants if variant.folder]
+    if here:
+        folder = here[0].folder or Path()
+        beside = here[0].projectors[0].path if here[0].projectors else ""
+        standing = Standing(0.0, None, "ships with localgemma")
+        return (of_file(folder / here[0].text[0].path, folder / beside, here[0].name, standing),), None
+    names = {variant.name for variant in found.variants}
+    return tuple(c for c in from_entry(entry) if c.name in names), entry
+
+
+def of_file(path: Path, projector: Path | None = None, name: str = "", standing: Standing | None = None) -> Candidate:
+    """A file on this machine, with the projector given or beside it."""
+    header = read_header(path)
+    check_text_model(header)
+    if projector is None:
+        projector = next(iter(sorted(path.parent.glob("mmproj*.gguf"))), None)
+    size = 0
+    if projector is not None:
+        beside = read_header(projector)
+        check_projector(beside, header.number("gemma4.embedding_length") or 0)
+        size = beside.file_size
+    return from_header(header, size, name, standing)
+
+
+def rates_of(machine: Machine) -> Rates:
+    """What this machine measured, as the speed's arithmetic takes it; nothing for a described one."""
+    if machine.simulated:
+        return {}
+    rates: dict[tuple[str, int], float] = {}
+    for key, value in measured.load(machine.key).rates.items():
+        device, _, kind = key.rpartition(":")
+        if kind.isdigit():
+            rates[device, int(kind)] = value
+    return rates
