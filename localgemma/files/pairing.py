@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from localgemma.files.header import Header, Kind, check_drafter, check_projector
 
 # What is part of such a file's name, whoever published it; only these are opened.
 _NAMES: dict[Kind, tuple[str, ...]] = {"projector": ("mmproj",), "drafter": ("mtp", "assistant", "draft")}
+_TRAINED = ("bf16", "f16", "f32", "q8_0")  # the trained values first, then what comes nearest in as few bytes
+_PLAIN = re.compile(r"[-_.]*(mmproj|mtp|bf16|f16|f32|q8_0)[-_.]*")  # says nothing of which model a file belongs to
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +79,10 @@ def _linked(role: Kind) -> Iterable[Path]:
     return [item.path for item in imports.imported() if item.role == role and item.state == "present"]
 
 
-def _distance(path: Path, text: Path) -> tuple[bool, float, str]:
-    """How far a candidate is from the model: another training first, then how unlike the names are."""
+def _distance(path: Path, text: Path) -> tuple[bool, float, int, str]:
+    """How far a candidate is from the model: another training, then an unlike name, then other weights than were trained."""
     qat = ["qat" in str(name).lower() for name in (path, text)]
-    likeness = difflib.SequenceMatcher(None, path.stem.lower(), text.stem.lower(), autojunk=False).ratio()
-    return qat[0] != qat[1], -likeness, path.name
+    names = [_PLAIN.sub("", name.stem.lower()) for name in (path, text)]
+    likeness = difflib.SequenceMatcher(None, *names, autojunk=False).ratio()
+    found = [place for place, kind in enumerate(_TRAINED) if kind in path.stem.lower()]
+    return qat[0] != qat[1], -likeness, min(found, default=len(_TRAINED)), path.name
