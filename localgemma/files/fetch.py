@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from localgemma import net
 from localgemma.errors import ChecksumError
 from localgemma.files.hub import COMMIT, open_range, pause
-from localgemma.files.pieces import PIECE, Partial, read_blocks, write_all
+from localgemma.files.pieces import Partial, read_blocks, write_all
 from localgemma.options import TransferOptions
 
 SPAN = 8  # pieces a request: 64 MiB, so that a hub sees few requests and the hash of the whole stays close behind
@@ -158,7 +158,7 @@ class Fetch:
 
     def _progress(self, gap: range) -> int:
         """Bytes of a gap that need not come again: for one who listens to the whole file, those of proven pieces only."""
-        proven = sum(index in self.partial.proven for index in gap) * PIECE
+        proven = sum(index in self.partial.proven for index in gap) * self.partial.piece
         if self._alone is not None:
             return self.partial.proven_bytes
         return proven + sum(self._begun[index].length for index in gap if index in self._begun)
@@ -187,7 +187,7 @@ class Fetch:
     def _take(self, worker: _Worker, stream: BinaryIO, position: int, view: memoryview) -> int:
         """Write bytes that belong at `position`, except those of proven pieces; returns the place after them."""
         while view:
-            index = position // PIECE
+            index = position // self.partial.piece
             stop = self.partial.bounds(index)[1]
             part, view = view[: stop - position], view[stop - position :]
             if not self.partial.check(stream, index):

@@ -60,7 +60,7 @@ class Partial:
     """
 
     def __init__(self, file: Resolved, blob: Path) -> None:
-        self.file, self.size, self.blob = file, file.size, blob
+        self.file, self.size, self.blob, self.piece = file, file.size, blob, PIECE
         self.count = -(-file.size // PIECE)
         self._part, self._journal = blob.with_name(blob.name + PART), blob.with_name(blob.name + JOURNAL)
         self._lock = threading.Lock()
@@ -88,17 +88,17 @@ class Partial:
     def _head(self) -> dict[str, Any]:
         remote = self.file.remote
         known = {"version": 1, "repository": remote.repository, "path": remote.path, "etag": self.file.etag}
-        return known | {"size": self.size, "piece": PIECE}
+        return known | {"size": self.size, "piece": self.piece}
 
     def bounds(self, index: int) -> tuple[int, int]:
         """Start and stop of a piece in the file."""
-        return index * PIECE, min(self.size, (index + 1) * PIECE)
+        return index * self.piece, min(self.size, (index + 1) * self.piece)
 
     @property
     def proven_bytes(self) -> int:
         """The size of all proven pieces."""
-        whole = len(self.proven) * PIECE
-        return whole - (self.count * PIECE - self.size) if self.count - 1 in self.proven else whole
+        whole = len(self.proven) * self.piece
+        return whole - (self.count * self.piece - self.size) if self.count - 1 in self.proven else whole
 
     def stream(self) -> BinaryIO:
         """The bytes, for one thread to read and write."""
