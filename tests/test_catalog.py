@@ -195,7 +195,7 @@ MODEL = '[models.m]\ntitle = "M"\n[models.m.publishers.p]\n'
         ('\n[models.m]\ntitle = "M"\n', 2, "models.m"),
         (MODEL + 'text = []\nrepository = "a/b"\n', 1, "models.m"),
         (MODEL + "text = [\n  { quant = 4 },\n]\n", 5, "models.m.publishers.p.text[1].quant"),
-        (MODEL + 'text = [\n{ quant = "Q8_0", path = "a.gguf" },\n{ quant = "Q8_0", path = "../a.gguf" },\n]\n', 6, "text[2].path"),
+        (MODEL + 'text = [\n{ quant = "Q", path = "a.gguf" },\n{ quant = "Q", path = "../a.gguf" },\n]\n', 6, "[2].path"),
         (MODEL + 'repository = "a/b"\ntext = [\n  { quant = "Q8_0", path = "a.gguf", sha256 = "ABC" },\n]\n', 6, "sha256"),
         (MODEL + 'repository = "a/b"\ntext = [\n  { quant = "Q8_0", path = "a.gguf", bytes = -1 },\n]\n', 6, "bytes"),
         (MODEL + 'repository = "a/b"\ntext = [\n  { quant = "Q8_0" },\n]\n', 6, "'path'"),

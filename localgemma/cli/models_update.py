@@ -89,8 +89,12 @@ def update(names: tuple[str, ...], dry_run: bool, yes: bool, as_object: bool) ->
 
 
 def _published(names: tuple[str, ...], known: Catalog) -> list[Held]:
-    """What is here and has a publisher; with names, only of those models."""
-    held = [item for item in store.inventory(known).held if item.file and item.file.repository]
+    """What is here and has a publisher, of each file the copy in use; with names, only of those models."""
+    best: dict[catalog.File, Held] = {}
+    for item in sorted(store.inventory(known).held, key=lambda item: item.rank):
+        if item.file and item.file.repository:
+            best.setdefault(item.file, item)
+    held = list(best.values())
     if not names:
         return held
     files = {f for name in names for v in known.find(name).variants for f in (*v.text, *v.projectors, *v.drafters)}

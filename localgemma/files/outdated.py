@@ -63,11 +63,12 @@ def compare(
     if difference := _tensor_difference(ours, theirs):
         return Finding(held, newest, "weights", difference)
     keys = _changed_keys(ours, theirs)
-    which = "the chat template" if keys == [TEMPLATE] else f"the header ({', '.join(keys[:4])})" if keys else "nothing"
+    which = "the chat template" if keys == [TEMPLATE] else f"the header ({', '.join(keys[:4])})" if keys else ""
     if not prove or newest.sha256 is None:
-        return Finding(held, newest, "unknown", f"of the header only {which} differs; whether the weights do is not known yet")
+        seen = f"{which} differs" if keys else "the header is the same"
+        return Finding(held, newest, "unknown", f"{seen}; whether the weights are the same is not known")
     if _joined_sha256(ours, theirs, told, cancel) != newest.sha256:
-        return Finding(held, newest, "weights", f"the weights differ, in the same types; of the header {which}")
+        return Finding(held, newest, "weights", "the weights differ, in the same types" + (f", and {which}" if keys else ""))
     if not keys:
         return Finding(held, newest, "none", "")
     return Finding(

@@ -50,6 +50,11 @@ class Held:
     commit: str = ""
     version: Version = "unknown"
 
+    @property
+    def rank(self) -> tuple[int, float]:
+        """Sorts copies of one file: newer than the catalogue first, older last; of equals the one that came last first."""
+        return _ORDER[self.version], -_mtime(self.path)
+
 
 @dataclass(frozen=True, slots=True)
 class Damaged:
@@ -110,7 +115,7 @@ def copies(file: File) -> list[Held]:
             found.append(_examine(place))
         except LocalgemmaError:
             continue
-    return sorted(found, key=lambda item: (_ORDER[item.version], -_mtime(item.path)))
+    return sorted(found, key=lambda item: item.rank)
 
 
 def linked() -> list[Held]:
