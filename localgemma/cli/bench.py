@@ -11,10 +11,11 @@ import click
 
 from localgemma.cli.chat import open_model
 from localgemma.cli.output import Output
+from localgemma.cli.plan import wishes_of
 from localgemma.engine import Control, Finished, Prompt, Request, Text
 from localgemma.errors import BackendError
 from localgemma.gemma4.tokens import BOS, IDS, STOPS
-from localgemma.options import KV_TYPES, LoadOptions, Sampling
+from localgemma.options import KV_TYPES, Sampling
 
 if TYPE_CHECKING:
     from localgemma.engine import Engine
@@ -36,11 +37,10 @@ def command(
     model: str, prompt_tokens: int, tokens: int, repeat: int, ctx: int | None, kv: Any, gpu_layers: int | None, only_json: bool
 ) -> None:
     """Measure MODEL with Gemma's own sampling; a table, then one JSON line."""
-    given = {"ctx": ctx, "kv": kv, "gpu_layers": gpu_layers}
-    load = LoadOptions(**{name: value for name, value in given.items() if value is not None}, image_tokens=0)
+    wishes = wishes_of(ctx, kv, gpu_layers, (), None, None, no_pictures=True)
     output = Output(quiet=only_json)
     start = time.perf_counter()
-    with open_model(model, None, load, output) as opened:
+    with open_model(model, None, wishes, output) as opened:
         loaded = opened.info.load_seconds or time.perf_counter() - start
         _run(opened.engine, -1, 16, 4)  # the first evaluation pays for set-up
         runs = [_run(opened.engine, index, prompt_tokens, tokens) for index in range(repeat)]

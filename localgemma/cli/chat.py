@@ -12,16 +12,18 @@ import click
 from localgemma import settings
 from localgemma.cli.attach import attachments
 from localgemma.cli.output import Output, as_json, interruptible
+from localgemma.cli.plan import plan_flags, wishes_of
 from localgemma.engine import CancelToken
-from localgemma.errors import Cancelled, NotFound, UsageError
+from localgemma.errors import Cancelled, LocalgemmaError, NotFound, UsageError
 from localgemma.messages import Done
-from localgemma.options import KV_TYPES, ChatOptions, LoadOptions, Sampling, updated
+from localgemma.options import ChatOptions, Sampling, updated
 from localgemma.units import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from localgemma.chat.sessions import Session
+    from localgemma.fit.planner import Wishes
     from localgemma.messages import Event, Progress
     from localgemma.runtime import Model
 
@@ -51,15 +53,13 @@ if TYPE_CHECKING:
 @click.option("--json", "as_object", is_flag=True, help="Print one JSON object instead of text.")
 @click.option("--quiet", is_flag=True, help="Only the answer and errors.")
 @click.option("--offline", is_flag=True, help="Open no connection.")
-@click.option("--ctx", type=int, metavar="N", help="Context in tokens.")
-@click.option("--kv", type=click.Choice(KV_TYPES), help=f"Type of the KV cache [{LoadOptions().kv}].")
-@click.option("--gpu-layers", type=int, metavar="N", help="Layers on the GPU; 0 is none, -1 all.")
+@plan_flags
 def command(
     prompt: str | None, model: str | None, mmproj: str | None, files: tuple[str, ...], image_tokens: str | None,
     system: str | None, think: bool | None, think_budget: int | None, show_thinking: bool, max_tokens: int | None,
     temperature: float | None, top_p: float | None, top_k: int | None, seed: int | None, template: str | None,
     again: bool, session: str | None, no_save: bool, save_state: bool, as_object: bool, quiet: bool, offline: bool,
-    ctx: int | None, kv: Any, gpu_layers: int | None,
+    **flags: Any,
 ) -> None:  # fmt: skip
     """Talk with a model.
 
@@ -73,7 +73,7 @@ def command(
     if image_tokens is not None:
         chat_options["image_tokens"] = _budget(image_tokens)
     Sampling(**sampling), ChatOptions(**chat_options)  # wrong values are refused before the model is loaded
-    load = LoadOptions(**_given(ctx=ctx, kv=kv, gpu_layers=gpu_layers))
+    wishes = wishes_of(**flags)
     if template not in (None, "file"):
         chat_options["template"] = _text_file(template, "--template FILE")
     if system and system.startswith("@"):
@@ -83,7 +83,7 @@ def command(
     if text is None and as_object:
         raise UsageError("--json needs a prompt.", "Give it as an argument or through a pipe.")
     output = Output(quiet=quiet, show_thinking=show_thinking, silent_answer=as_object)
-    with _session(session, again) as kept, open_model(model or kept.model or "demo", mmproj, load, output) as opened:
+    with _session(session, again) as kept, open_model(model or kept.model or "demo", mmproj, wishes, output) as opened:
         if template == "file":
             chat_options["template"] = opened.own_template()
         chat = opened.chat()
@@ -116,12 +116,16 @@ def answer(start: Any, output: Output) -> Done:
     """Show a turn while it streams. `start(token)` gives its events; Ctrl-C cancels the token."""
     token = CancelToken()
     done: Done | None = None
-    with interruptible(token, output):
-        events: Iterator[Event] = start(token)
-        for event in events:
-            output.event(event)
-            if isinstance(event, Done):
-                done = event
+    try:
+        with interruptible(token, output):
+            events: Iterator[Event] = start(token)
+            for event in events:
+                output.event(event)
+                if isinstance(event, Done):
+                    done = event
+    except (LocalgemmaError, KeyboardInterrupt):
+        output.broken()
+        raise
     if done is None:
         raise Cancelled("Cancelled.")
     return done
@@ -172,8 +176,8 @@ def _prompt(prompt: str | None) -> str | None:
     return "\n\n".join(part for part in (piped, prompt) if part)
 
 
-def open_model(model: str, mmproj: str | None, load: LoadOptions, output: Output) -> Model:
-    """Load a model; Ctrl-C stops the load."""
+def open_model(model: str, mmproj: str | None, wishes: Wishes, output: Output) -> Model:
+    """Load a model as the plan says; Ctrl-C stops the load. What the user's own wishes cost is said."""
     from localgemma import runtime
 
     token = CancelToken()
@@ -183,7 +187,7 @@ def open_model(model: str, mmproj: str | None, load: LoadOptions, output: Output
         return not token.cancelled
 
     with interruptible(token, output):
-        opened = runtime.open(model, projector=mmproj, options=load, progress=told)
-    for note in opened.info.notes:
+        opened = runtime.open(model, projector=mmproj, wishes=wishes, progress=told)
+    for note in (*opened.info.notes, *opened.plan.notes):
         output.note(note)
     return opened

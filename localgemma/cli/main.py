@@ -33,13 +33,22 @@ class Root(LazyGroup):
 
     table = _COMMANDS
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; that the reader of a pipe has all it wanted (`… | head -1`) is no error."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
+            return 0
+
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Run, and turn whatever happens into an exit code."""
         kwargs["standalone_mode"] = False
         try:
             _set_up_streams()
             result = super().main(*args, **kwargs)
-            sys.stdout.flush()
         except click.ClickException as error:
             error.show()
             sys.exit(error.exit_code)
@@ -48,9 +57,6 @@ class Root(LazyGroup):
         except LocalgemmaError as error:
             _say(f"Error: {error}")
             sys.exit(error.exit_code)
-        except BrokenPipeError:  # the reader has all it wanted, as in `localgemma chat … | head -1`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
-            sys.exit(0)
         except Exception as error:
             if settings.load().log_level == "debug":
                 traceback.print_exc()

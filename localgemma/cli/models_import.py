@@ -134,9 +134,7 @@ def _show_found(found: Scan) -> None:
     else:
         print_note("There is no Gemma 4 file.")
     for name in found.in_pieces:
-        print_note(
-            f"{name} of Ollama's is for its MLX engine, and no GGUF file: nothing here can use it."
-        )
+        print_note(f"{name} of Ollama's is for its MLX engine, and no GGUF file: nothing here can use it.")
     for path, reason in found.unreadable:
         print_note(f"Could not be read: {shortened(path)}: {reason}")
     if found.others:

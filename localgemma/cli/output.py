@@ -48,6 +48,7 @@ class Output:
         self._bar = 0
         self._stage = ("", 0.0)
         self._dimmed = False
+        self._speaking = False
         self._blocks = _Blocks() if sys.stdout.isatty() and not silent_answer else None
 
     def note(self, text: str) -> None:
@@ -59,7 +60,6 @@ class Output:
     def error(self, text: str) -> None:
         """What went wrong, said even when quiet."""
         self._clear()
-        self._undim()
         click.echo(f"Error: {clean(text)}", err=True)
 
     def progress(self, event: Progress) -> None:
@@ -103,9 +103,17 @@ class Output:
         elif isinstance(event, Done):
             self.end()
 
+    def broken(self) -> None:
+        """Finish the line of an answer that failed on its way."""
+        if self._speaking:
+            self.end()
+        self._clear()
+        self._undim()
+
     def end(self) -> None:
         """Finish the answer's last line."""
         self._stage = ("", 0.0)
+        self._speaking = False
         self._clear()
         self._undim()
         if self._blocks is not None:
@@ -133,6 +141,7 @@ class Output:
             return
         self._clear()
         self._undim()
+        self._speaking = True
         if self._blocks is not None:
             self._blocks.feed(clean(text))
         else:

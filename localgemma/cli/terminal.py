@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from prompt_toolkit.document import Document
 
 FILE_COMMANDS = ("/file", "/save")
+_BETWEEN_WORDS = re.compile(r"(?:^|(?<!\\)\s)$")
+_OPEN_QUOTE = re.compile(r"""(?:^|\s)(?:'[^']*|"[^"]*)$""")
 
 
 def reader(commands: Mapping[str, str], *, remember: bool) -> Callable[..., str]:
@@ -71,17 +74,20 @@ def completer(commands: Mapping[str, str]) -> Completer:
         def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
             line = document.text_before_cursor
             name, space, rest = line.partition(" ")
-            if not space and line.startswith("/"):
+            if not space and line.startswith("/") and "/" not in line[1:]:
                 for command, text in commands.items():
                     if command.startswith(line):
                         yield Completion(command, -len(line), display_meta=text)
+                return
+            if space and name in commands and name not in FILE_COMMANDS:
+                return
             typed = rest if space and name in FILE_COMMANDS else line
             if typed is line and not line.startswith(("/", "~", "./", "../", "'", '"')):
                 return
-            last = (words(typed) or [""])[-1] if not typed.endswith(" ") or typed.endswith("\\ ") else ""
-            last = last.lstrip("'\"")
+            last = "" if _BETWEEN_WORDS.search(typed) else words(typed)[-1].lstrip("'\"")
+            quoted = _OPEN_QUOTE.search(typed) is not None
             for found in paths.get_completions(Document(last), complete_event):
-                yield Completion(_escaped(found.text), 0, display=found.display)
+                yield Completion(found.text if quoted else _escaped(found.text), 0, display=found.display)
 
     return Words()
 
