@@ -131,6 +131,7 @@ def test_a_damaged_file_is_never_present(tiny: Published, damage: str) -> None:
     assert bad.reason
     with pytest.raises(NotDownloaded):
         locate("tiny", catalog.load())
+    assert pulled().text.read_bytes() == tiny.data["text"]
 
 
 def test_a_flipped_bit_is_found_and_the_file_fetched_anew(tiny: Published) -> None:

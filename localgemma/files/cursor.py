@@ -17,7 +17,7 @@ MAX_HEADER, MAX_STRING, BLOCK = 48 << 20, 16 << 20, 4 << 20
 MAX_STRINGS = 4 << 20  # texts in all arrays together
 SCALARS = {kind: struct.Struct("<" + code) for kind, code in enumerate("BbHhIif?__Qqd") if code != "_"}
 U32, U64 = SCALARS[4], SCALARS[10]
-AGAIN = "Download it again with: localgemma models pull"
+AGAIN = "Download it again with: localgemma models pull NAME"
 
 
 class Cursor:

@@ -239,7 +239,7 @@ def _read(path: Path, stream: BinaryIO) -> Header:
     version, n_tensors, n_entries = cursor.scalar(U32), cursor.scalar(U64), cursor.scalar(U64)
     if version not in (2, 3):
         note = " (big-endian)" if version and not version & 0xFFFF else ""
-        cursor.bad(f"is of GGUF version {version}{note}, not 2 or 3", "Download it anew with: localgemma models pull")
+        cursor.bad(f"is of GGUF version {version}{note}, not 2 or 3", "Download it anew with: localgemma models pull NAME")
     for count, least, what in ((n_tensors, 32, "tensors"), (n_entries, 13, "metadata entries")):
         if count > min(MAX_ENTRIES, cursor.size // least):
             cursor.bad(f"is cut off or damaged: it claims {count:,} {what}")

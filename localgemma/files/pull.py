@@ -9,10 +9,11 @@ from pathlib import Path
 
 from localgemma import settings
 from localgemma.engine import CancelToken
-from localgemma.errors import ChecksumError, DiskError
+from localgemma.errors import BadModelFile, ChecksumError, DiskError
 from localgemma.files import hub, ledger, store
 from localgemma.files.catalog import File, Variant
 from localgemma.files.download import Demand, Transferred, cached, demand, download
+from localgemma.files.header import read_header
 from localgemma.files.hub import RemoteFile, Resolved
 from localgemma.files.projector import SPARE, corrected, lacks_activation, planned
 from localgemma.files.remote import fetch_header
@@ -128,12 +129,16 @@ def _item(file: File, latest: bool) -> Item:
 
 
 def _drop_damaged(resolved: Resolved) -> None:
-    """Remove a cached blob that was found not to be what its name says, so that it is fetched anew."""
+    """Remove a cached blob that is not what its name says, so that it is fetched anew."""
     path = cached(RemoteFile(resolved.remote.repository, resolved.commit, resolved.remote.path))
     if path is None:
         return
     record = ledger.recall(path)
-    if (record and not record.intact) or path.stat().st_size != resolved.size:
+    try:
+        sound = read_header(path).file_size == resolved.size and (record is None or record.intact)
+    except BadModelFile:
+        sound = False
+    if not sound:
         with disk_errors(f"The damaged {path.name}", path.parent):
             path.resolve().unlink()
             path.unlink(missing_ok=True)

@@ -221,7 +221,7 @@ def _version(file: File | None, sha256: str | None, supersedes: str | None) -> V
 
 def _check(place: _Place, part: Path, header: Header, *, alone: bool) -> None:
     """LocalgemmaError where a sound header belongs to the wrong or a damaged file."""
-    again = "Get it again with: localgemma models pull"
+    again = "Get it again with: localgemma models pull NAME"
     wanted = place.file
     if wanted and kind_of(header) != wanted.role:
         raise LocalgemmaError(f"{part.name} is not a {wanted.role} file, as the catalogue says.", again)
