@@ -120,11 +120,11 @@ def read_range(file: RemoteFile | Resolved, start: int, length: int, *, options:
 
     From a server without ranges everything before `start` is read and dropped.
     """
-    found = bytearray()
+    found, silence = bytearray(), options.silence if options else None
 
     def ask() -> None:
         position = start + len(found)
-        with open_range(file, position, start + length) as (reply, first):
+        with open_range(file, position, start + length, silence) as (reply, first):
             for chunk in reply.chunks():
                 found.extend(chunk[max(0, position - first) :][: length - len(found)])
                 first += len(chunk)
@@ -169,6 +169,8 @@ def open_range(
         if reply.status == 206 and first != start:
             raise net.Interrupted("The hub sent another range than the one it was asked for.")
         if isinstance(file, Resolved) and (total := _total(reply)) not in (None, file.size):
+            if etag:  # the same file, so its server is at fault
+                raise net.Interrupted(f"The hub sent only a part of {file.remote.path}.")
             raise Changed(f"{file.remote.path} has {total:,} bytes on the hub now, not {file.size:,}.")
         yield reply, first
 
@@ -236,7 +238,7 @@ def _bare(etag: str) -> str:
 def _total(reply: net.Reply) -> int | None:
     """The size of the whole file as the reply tells it, or None."""
     if reply.status == 200:
-        length = reply.headers.get("content-length", "")
+        length = reply.near.get("x-linked-size") or reply.headers.get("content-length", "")
         return int(length) if length.isdecimal() else None
     found = re.fullmatch(r"bytes \d+-\d+/(\d+)", reply.headers.get("content-range", ""))
     return int(found[1]) if found else None
