@@ -95,13 +95,13 @@ def test_parts_of_one_quantisation_are_one_variant() -> None:
         (" gemma-4-31b : q8_0 @ unsloth ", "Q8_0@unsloth", "the only one"),
         ("gemma-4-31b:Q4_K_M", "Q4_K_M@unsloth", "0.61 by localbench"),
         ("gemma-4-31b@unsloth", "Q4_K_M@unsloth", "usual middle"),
-        ("gemma-4-31b@google", "Q4_0@google", "the only one"),
+        ("gemma-4-31b@google", "Q4_0@google", "Google trained"),
         ("gemma-4-31b@lmstudio-community", "Q4_K_M@lmstudio", "usual middle"),
         ("gemma-4-31b:q5_k_xl", "UD-Q5_K_XL@unsloth", "the only one"),
         ("gemma-4-31b:q6_k", "Q6_K@lmstudio", "known exactly"),
         ("gemma-4-31b:iq2_xs", "IQ2_XS@bartowski", "the only one"),
         ("unsloth/gemma-4-31B-it-GGUF:Q6_K", "Q6_K@unsloth", "the only one"),
-        ("demo", "Q4_K_M@localgemma", "the only one"),
+        ("demo", "Q4_K_M@localgemma", "ships with"),
     ],
 )
 def test_what_a_name_means(text: str, chosen: str, why: str) -> None:

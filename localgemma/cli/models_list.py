@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,12 +18,14 @@ from localgemma.cli.models_view import (
     size_text,
     variant_json,
 )
+from localgemma.errors import LocalgemmaError
 from localgemma.files import catalog, store
 from localgemma.units import format_size
 
 if TYPE_CHECKING:
     from localgemma.files.catalog import Catalog, Variant
     from localgemma.files.store import Held, Inventory
+    from localgemma.fit.planner import Way
 
 _ROLES = {"text": "text", "projector": "pictures", "drafter": "drafter"}
 _VERSIONS = {"newer": "newer", "older": "replaced", "other": "differs"}
@@ -43,18 +45,29 @@ def command(name: str | None, only_here: bool, every: bool, as_object: bool) -> 
     found = store.inventory(known)
     variants = list(known.find(name).variants) if name else list(known.variants())
     if as_object:
-        here = {item.file for item in found.held}
         print_json(
             {
                 "here": [held_json(item) for item in found.held],
                 "damaged": found.damaged,
-                "available": [variant_json(v) | {"here": v.text[0] in here} for v in variants if not only_here],
+                "available": [] if only_here else _available(variants, found, known),
             }
         )
         return
     _show_here(found, known)
     if not only_here:
         _show_available(variants, found, known, every)
+
+
+def _available(variants: list[Variant], found: Inventory, known: Catalog) -> list[dict[str, Any]]:
+    """Published variants as --json says them; `fits` is None where that is not known."""
+    here, ways = {item.file for item in found.held}, _ways(known)
+    result = []
+    for variant in variants:
+        way = ways.get(variant.name)
+        fits = way is not None if variant.name in ways else None
+        speed = round(way.speed, 2) if way else None
+        result.append(variant_json(variant) | {"here": variant.text[0] in here, "fits": fits, "tokens_per_second": speed})
+    return result
 
 
 def _show_here(found: Inventory, known: Catalog) -> None:
@@ -92,18 +105,37 @@ def _show_available(variants: list[Variant], found: Inventory, known: Catalog, e
     if not could:
         return
     click.echo("\nCould be here:")
-    rows = [(v.name, size_text(v.text), _bits(v), quality_text(v.quality)) for v in (*sized, *(unsized if every else ()))]
-    print_table(("name", ">size", ">bits", "quality"), rows)
+    ways = _ways(known)
+    shown = (*sized, *(unsized if every else ()))
+    rows = [(v.name, size_text(v.text), _bits(v), quality_text(v.quality), _speed(v, ways)) for v in shown]
+    print_table(("name", ">size", ">bits", "quality", "here"), rows)
     if unsized and not every:
         click.echo(f"And {len(unsized)} whose size nobody has published: --all")
     click.echo()
     for entry in known.entries.values():
         if any(f"{v.quant}@{v.publisher}" == entry.default and v.model == entry.name for v in could):
-            print_note(f"{entry.name} alone means {entry.default}: {entry.default_reason}.")
+            print_note(f"Without a plan, {entry.name} alone means {entry.default}: {entry.default_reason}.")
     for measure in {q.measure.name: q.measure for v in sized for q in v.quality}.values():
         better = "lower" if measure.lower_is_better else "higher"
         print_note(f"{measure.name}: {measure.metric}; {better} is better. {measure.caution}")
     click.echo("Download one with: localgemma models pull NAME")
+
+
+def _ways(known: Catalog) -> dict[str, Way | None]:
+    """How each could be loaded here; nothing where llama.cpp cannot be asked for this machine's devices."""
+    from localgemma.fit.pick import fits
+
+    try:
+        return fits(list(known.entries.values()))
+    except LocalgemmaError:
+        return {}
+
+
+def _speed(variant: Variant, ways: dict[str, Way | None]) -> str:
+    if variant.name not in ways:
+        return ""
+    way = ways[variant.name]
+    return f"{way.speed:.1f} tok/s" if way else "too large"
 
 
 def _bits(variant: Variant) -> str:

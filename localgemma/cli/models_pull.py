@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from localgemma import settings
+from localgemma import runtime, settings
 from localgemma.cli.models_view import (
     DRY_RUN,
     JSON,
@@ -39,7 +39,7 @@ def command(name: str, latest: bool, dry_run: bool, yes: bool, as_object: bool) 
 
     What is already on this machine is not downloaded again, and a download that was cut goes on where it ended.
     """
-    variant, why = catalog.load().find(name).choose()
+    variant, why = runtime.choose(catalog.load().find(name))
     if not as_object:
         _say(f"{variant.name}: {why}.")
     plan = pulling.plan(variant, latest=latest)

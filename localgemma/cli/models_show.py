@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from localgemma import runtime
 from localgemma.cli.models_view import (
     JSON,
     print_facts,
@@ -76,14 +77,14 @@ def _local(name: str, known: Catalog) -> Local | None:
     if name.endswith(".gguf") and ("/" in name or "\\" in name or Path(name).is_file()):
         return of_path(Path(name).expanduser())
     try:
-        return locate(name, known)
+        return locate(name, known, runtime.choose)
     except NotDownloaded:
         return None
 
 
 def _variant(name: str, local: Local | None, known: Catalog) -> Variant | None:
     if local is None:
-        return known.find(name).choose()[0]
+        return runtime.choose(known.find(name))[0]
     return next((variant for variant in known.variants() if local.name in (variant.name, variant.model)), None)
 
 

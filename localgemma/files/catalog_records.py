@@ -173,11 +173,11 @@ class Found:
         The model's default if the name allows it; else, by the same publisher, the Q4_K_M; else the one with the best
         published quality; else the first whose content is known exactly.
         """
-        if len(self.variants) == 1:
-            return self.variants[0], "the only one of that name"
         for variant in self.variants:
             if f"{variant.quant}@{variant.publisher}" == self.entry.default:
                 return variant, self.entry.default_reason
+        if len(self.variants) == 1:
+            return self.variants[0], "the only one of that name"
         if len({variant.publisher for variant in self.variants}) == 1:
             for variant in self.variants:
                 if variant.quant == "Q4_K_M":

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from localgemma.errors import NotDownloaded, NotFound
 from localgemma.files import store
-from localgemma.files.catalog import Catalog, Entry, Found, Name, Role, Variant, total
+from localgemma.files.catalog import Catalog, Found, Name, Role, Variant, total
 from localgemma.files.header import read_header
 from localgemma.files.pairing import partner
 from localgemma.files.store import Held
@@ -28,10 +28,14 @@ class Local:
     drafter_why: str = ""
 
 
-def locate(name: str, catalog: Catalog) -> Local:
+Choose = Callable[[Found], tuple[Variant, str]]
+
+
+def locate(name: str, catalog: Catalog, choose: Choose = Found.choose) -> Local:
     """The files that `name` means, a linked file's own name included.
 
-    Raises UsageError, NotFound, and NotDownloaded with size and command.
+    `choose` decides where the name leaves it open: among what is here or, for the error, among what could be. Raises
+    UsageError, NotFound, and NotDownloaded with size and command.
     """
     wanted = Name.parse(name)
     links = [item for item in store.linked() if item.role == "text"]
@@ -42,11 +46,14 @@ def locate(name: str, catalog: Catalog) -> Local:
             return _local(item, item.name, "linked under that name or shape", None, catalog)
         raise
     if here := present(found):
-        variant, text, why = _best(found.entry, here)
+        variant, why = choose(Found(found.entry, tuple(_sized(variant, item) for variant, item in here)))
+        if len(here) == 1 and len(found.entry.variants) > 1:
+            why = "the one that is on this machine"
+        text = {each.name: item for each, item in here}[variant.name]
         return _local(text, found.entry.name if len(found.entry.variants) == 1 else variant.name, why, variant, catalog)
     if item := _linked(wanted, links, catalog):
         return _local(item, item.name, f"linked, and of {found.entry.name}'s shape", None, catalog)
-    raise missing(found)
+    raise missing(found, choose)
 
 
 def present(found: Found) -> list[tuple[Variant, Held]]:
@@ -54,14 +61,21 @@ def present(found: Found) -> list[tuple[Variant, Held]]:
     return [(variant, items[0]) for variant in found.variants if (items := store.copies(variant.text[0]))]
 
 
-def missing(found: Found) -> NotDownloaded:
+def missing(found: Found, choose: Choose = Found.choose) -> NotDownloaded:
     """The error for a model that is known and not here: which one a pull would bring, its size, the command."""
-    variant, why = found.choose()
+    variant, why = choose(found)
     size = total(variant.files)
     about = f"{format_size(size)} with projector and drafter" if size else "its hub knows the size"
     command = found.entry.name if len(found.variants) == len(found.entry.variants) else variant.name
     which = variant.name if len(found.variants) == 1 else f"{variant.name} ({why})"
     return NotDownloaded(f"{which} is not on this machine; {about}.", f"Get it with: localgemma models pull {command}")
+
+
+def _sized(variant: Variant, item: Held) -> Variant:
+    """The variant with the size of the file that is here, where nobody has published one."""
+    if variant.size is not None:
+        return variant
+    return replace(variant, text=(replace(variant.text[0], bytes=item.size),))
 
 
 def _linked(wanted: Name, links: list[Held], catalog: Catalog) -> Held | None:
@@ -78,17 +92,6 @@ def _linked(wanted: Name, links: list[Held], catalog: Catalog) -> Held | None:
     quant = (wanted.quant or "").casefold()
     fitting = [item for item in links if item.width == width and quant in ("", item.quant.casefold())]
     return max(fitting, key=lambda item: item.size, default=None)
-
-
-def _best(entry: Entry, here: list[tuple[Variant, Held]]) -> tuple[Variant, Held, str]:
-    """The default where it is here, else the one with most bits per weight."""
-    for variant, text in here:
-        if f"{variant.quant}@{variant.publisher}" == entry.default:
-            return variant, text, entry.default_reason
-    if len(here) == 1:
-        return *here[0], "the one on this machine"
-    variant, text = max(here, key=lambda pair: pair[1].size)
-    return variant, text, "the largest on this machine"
 
 
 def _local(text: Held, name: str, why: str, variant: Variant | None, catalog: Catalog) -> Local:
