@@ -17,6 +17,7 @@ from localgemma.options import ChatOptions, LoadOptions, Sampling, updated
 from localgemma.units import format_size
 
 if TYPE_CHECKING:
+    from localgemma.files.catalog import Found, Variant
     from localgemma.files.download import Transferred
     from localgemma.files.locate import Local
 
@@ -150,8 +151,15 @@ def pull(name: str, *, progress: Callable[[Transferred], None] | None = None, ca
     from localgemma.files import catalog
     from localgemma.files import pull as pulling
 
-    variant, _ = catalog.load().find(name).choose()
+    variant, _ = choose(catalog.load().find(name))
     return pulling.run(pulling.plan(variant), progress=progress, cancel=cancel).text
+
+
+def choose(found: Found) -> tuple[Variant, str]:
+    """The variant to take where a name leaves it open, and why: the one that this machine's plan takes."""
+    from localgemma.fit.pick import pick
+
+    return pick(found)
 
 
 def _locate(name: str | Path) -> Local:
@@ -168,7 +176,7 @@ def _locate(name: str | Path) -> Local:
     if isinstance(name, Path) or shown.endswith(".gguf"):
         return of_path(Path(name).expanduser())
     try:
-        return locate(shown, catalog.load())
+        return locate(shown, catalog.load(), choose)
     except (NotFound, UsageError) as error:
         if isinstance(error, NotDownloaded):
             raise
