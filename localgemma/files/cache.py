@@ -57,8 +57,10 @@ def cached(remote: RemoteFile) -> Path | None:
 
 
 def present(file: Resolved) -> Path | None:
-    """Where a copy of the file with its size is in the cache under its name, or None."""
+    """Where a copy of the file is in the cache under its name, or None: it has its size and, where it is a link, its hash."""
     pointer = pointer_of(file.remote, file.commit)
+    if pointer.is_symlink() and Path(os.readlink(pointer)).name != file.etag:
+        return None
     return pointer if _has_size(pointer, file.size) else None
 
 
