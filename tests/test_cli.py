@@ -142,7 +142,7 @@ def test_bad_input_is_one_sentence_and_its_code(engine: FakeEngine, run: Run, ar
 @pytest.mark.parametrize(
     ("name", "code", "says"),
     [
-        ("gemma-4-31b", 3, "17.8 GiB"),
+        ("gemma-4-31b", 3, "GiB with projector and drafter"),
         ("gemma-4-31b:Q4_K_M@unsloth", 3, "localgemma models pull gemma-4-31b"),
         ("demos", 3, "Did you mean demo?"),
         ("zzz", 3, "There are: demo"),

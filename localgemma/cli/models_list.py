@@ -83,6 +83,8 @@ def _show_here(found: Inventory, known: Catalog) -> None:
 
 def name_of(item: Held, known: Catalog) -> str:
     """How a person names a file that is here."""
+    if item.origin == "corrected":
+        return f"{item.name.rpartition('-gelu-')[0]}, corrected"
     if item.file is None:
         return item.name
     if item.role != "text":

@@ -66,7 +66,8 @@ def missing(found: Found, choose: Choose = Found.choose) -> NotDownloaded:
     variant, why = choose(found)
     size = total(variant.files)
     about = f"{format_size(size)} with projector and drafter" if size else "its hub knows the size"
-    command = found.entry.name if len(found.variants) == len(found.entry.variants) else variant.name
+    is_default = f"{variant.quant}@{variant.publisher}" == found.entry.default
+    command = found.entry.name if is_default and len(found.variants) == len(found.entry.variants) else variant.name
     which = variant.name if len(found.variants) == 1 else f"{variant.name} ({why})"
     return NotDownloaded(f"{which} is not on this machine; {about}.", f"Get it with: localgemma models pull {command}")
 
