@@ -12,37 +12,32 @@ from localgemma import settings
 from localgemma.chat.conversation import Conversation
 from localgemma.engine import CancelToken, Engine, EngineInfo
 from localgemma.errors import NotDownloaded, NotFound, UsageError
+from localgemma.fit.choices import Choice
 from localgemma.messages import Progress
 from localgemma.options import ChatOptions, LoadOptions, Sampling, updated
-from localgemma.units import format_size
 
 if TYPE_CHECKING:
     from localgemma.files.catalog import Found, Variant
     from localgemma.files.download import Transferred
     from localgemma.files.locate import Local
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """One decision of the plan: what it is about, what was chosen, and why."""
-
-    what: str
-    chosen: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.what}: {self.chosen} ({self.reason})"
+    from localgemma.fit.explain import Decision
+    from localgemma.fit.planner import Wishes
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What was chosen for this load, and why; `str()` prints a line a choice."""
+    """What was chosen for this load, and why; `str()` prints a line a choice.
+
+    `notes` are what turned out otherwise when it was loaded; `decision` has the memory, device by device, and neighbours.
+    """
 
     text: Path
     projector: Path | None
     options: LoadOptions
     choices: tuple[Choice, ...]
     quant: str = ""
+    decision: Decision | None = None
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.choices))
@@ -113,27 +108,36 @@ def open(
     *,
     projector: str | Path | None = None,
     options: LoadOptions | None = None,
+    wishes: Wishes | None = None,
     progress: Callable[[Progress], bool | None] | None = None,
 ) -> Model:
-    """Load a model by name or path; it never downloads.
+    """Load a model by name or path as the plan says; it never downloads.
 
-    `progress` sees how far the load is; if it returns False, the load is cancelled. Raises NotFound, NotDownloaded,
-    BadModelFile, LibraryError, DoesNotFit and Cancelled.
+    `wishes` (or the `options` that are not at their defaults) win over the plan. Where memory does not suffice after all,
+    less is loaded, and `plan.notes` say so. `progress` sees how far the load is; if it returns False, the load is cancelled.
+    Raises NotFound, NotDownloaded, BadModelFile, LibraryError, DoesNotFit and Cancelled.
     """
+    from localgemma.fit import calibrate
+    from localgemma.fit.planner import Wishes
     from localgemma.llamacpp.engine import open_engine
 
-    options = options or LoadOptions()
+    wishes = wishes or Wishes.of(options or LoadOptions())
     found = _locate(name)
     beside = (found.projector, found.projector_why) if found.projector else None
-    plan, notes = _plan(found.text, (Path(projector), "you gave it") if projector else beside, found.why, options)
+    plan, notes = _plan(found, (Path(projector), "you gave it") if projector else beside, wishes)
+    assert plan.decision is not None
+    before = calibrate.Before.now(plan.decision.machine)
 
     def told(done: float) -> bool:
         return progress is None or progress(Progress("load", done, 1.0)) is not False
 
-    engine = open_engine(
-        found.text, plan.projector, plan.options, name=found.name, quant=plan.quant, notes=notes, progress=told
-    )
-    return Model(engine, plan)
+    def attempt(reduced: LoadOptions) -> Engine:
+        return open_engine(found.text, plan.projector, reduced, name=found.name, quant=plan.quant, notes=notes, progress=told)
+
+    engine, loaded, given_up = calibrate.load(plan.options, wishes, attempt)
+    if not given_up:
+        _, given_up = calibrate.after(before, plan.decision)
+    return Model(engine, replace(plan, options=loaded, notes=given_up))
 
 
 def _fetch_picture(url: str) -> bytes:
@@ -189,37 +193,28 @@ def _locate(name: str | Path) -> Local:
         raise
 
 
-def _plan(text: Path, projector: tuple[Path, str] | None, why: str, options: LoadOptions) -> tuple[Plan, tuple[str, ...]]:
-    """Check the files and say what will be loaded; notes are what the user should see once."""
+def _plan(found: Local, projector: tuple[Path, str] | None, wishes: Wishes) -> tuple[Plan, tuple[str, ...]]:
+    """Check the files and decide how they are loaded; notes are what the user should see once."""
     from localgemma.files.facts import quant_of
     from localgemma.files.header import check_projector, check_text_model, read_header
+    from localgemma.fit import prepare
+    from localgemma.fit.decide import options_for
 
-    header = read_header(text)
+    header = read_header(found.text)
     check_text_model(header)
-    choices = [Choice("model", f"{text.name}, {format_size(header.file_size)}", why)]
     notes: list[str] = []
+    extra: list[Choice] = []
     file: Path | None = None
-    if projector and options.image_tokens:
+    if projector and wishes.pictures:
         from localgemma.files.projector import corrected
 
-        file, reason = projector
-        check_projector(read_header(file), header.number("gemma4.embedding_length") or 0)
-        file, note = corrected(file, settings.load().cache_dir / "projectors")
-        choices.append(Choice("pictures", f"{projector[0].name}, at most {options.image_tokens:,} tokens each", reason))
+        check_projector(read_header(projector[0]), header.number("gemma4.embedding_length") or 0)
+        file, note = corrected(projector[0], settings.load().cache_dir / "projectors")
+        extra.append(Choice("projector", projector[0].name, projector[1]))
         if note:
             notes.append(note)
-            choices.append(Choice("projector", "a corrected copy", note))
-    else:
-        reason = "you asked for none" if not options.image_tokens else "there is no mmproj*.gguf beside the model"
-        options = replace(options, image_tokens=0)
-        choices.append(Choice("pictures", "none", reason))
-    trained = header.number("gemma4.context_length")
-    if options.ctx is None:
-        options = replace(options, ctx=min(trained or 8192, 8192))
-        choices.append(Choice("context", f"{options.ctx:,} tokens", "the default; --ctx N changes it"))
-    else:
-        choices.append(Choice("context", f"{options.ctx:,} tokens", f"you asked for it; trained for {trained or 0:,}"))
-    choices.append(Choice("KV cache", options.kv, "the default" if options.kv == "f16" else "you asked for it"))
-    layers = "all" if options.gpu_layers in (None, -1) else str(options.gpu_layers)
-    choices.append(Choice("layers on the GPU", layers, "if there is one" if options.gpu_layers is None else "you asked"))
-    return Plan(text, file, options, tuple(choices), quant_of(header)), tuple(notes)
+            extra.append(Choice("projector", "a corrected copy", note))
+    decision = prepare.load_plan(found.text, file, found.name, found.why, wishes)
+    options = options_for(decision)
+    choices = (*decision.choices, *extra)
+    return Plan(found.text, file if options.image_tokens else None, options, choices, quant_of(header), decision), tuple(notes)

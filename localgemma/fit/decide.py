@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import NoReturn
 
 from localgemma import measured
@@ -22,8 +21,9 @@ from localgemma.fit.speed import Rates
 from localgemma.gemma4.shape import PROJECTOR_31B_BYTES
 from localgemma.llamacpp.dryrun import DryRun
 from localgemma.options import LoadOptions
-from localgemma.units import format_size
+from localgemma.units import GIB, format_size
 
+CHECKPOINTS = 4 * GIB  # the most that checkpoints of the KV cache get
 ROUNDS = 8  # of asking llama.cpp about the best plan; each settles one more plan
 
 
@@ -159,13 +159,10 @@ def _instead(planner: Planner, here: _Here, candidates: Sequence[Candidate], wis
 
 
 def options_for(decision: Decision) -> LoadOptions:
-    """The options that open the plan."""
-    return decision.way.load
-
-
-def size_of(path: Path) -> int:
-    """Bytes of a projector's file; 0 where it cannot be read."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
+    """The options that open the plan; checkpoints may take a quarter of the RAM that it leaves."""
+    options = decision.way.load
+    if options.checkpoint_bytes is not None:
+        return options
+    need, machine = decision.way.need, decision.machine
+    left = machine.ram_free - need.host_total - (sum(map(need.gpu, range(len(need.gpus)))) if machine.unified else 0)
+    return replace(options, checkpoint_bytes=min(CHECKPOINTS, max(0, left // 4)))

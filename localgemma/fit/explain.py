@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from localgemma.fit.choices import Choice
 from localgemma.fit.hardware import Machine
 from localgemma.fit.memory import Item
 from localgemma.fit.planner import WANTED_CONTEXT, Candidate, Planner, Way, Wishes
@@ -15,18 +16,6 @@ from localgemma.units import format_size
 Kind = Literal["better", "faster", "more context"]
 A_STEP = 0.02  # places apart at which one file counts as better than another
 FASTER = 1.25
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """One decision of the plan: what it is about, what was chosen, and why."""
-
-    what: str
-    chosen: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.what}: {self.chosen} ({self.reason})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,21 @@ class Wishes:
     image_tokens: int | None = None
     base: LoadOptions = field(default_factory=LoadOptions)
 
+    @classmethod
+    def of(cls, options: LoadOptions) -> Wishes:
+        """What load options ask for: every field that is not at its default."""
+        usual = LoadOptions()
+        tokens = options.image_tokens
+        return cls(
+            ctx=options.ctx,
+            kv=options.kv if options.kv != usual.kv else None,
+            gpu_layers=options.gpu_layers,
+            devices=options.devices,
+            pictures=tokens > 0,
+            image_tokens=tokens if tokens not in (0, usual.image_tokens) else None,
+            base=options,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -76,6 +91,7 @@ class Way:
     def options_of(setup: Setup) -> LoadOptions:
         """The options that load a setup."""
         split = split_shares(setup.placement) if len(setup.placement) > 1 and setup.on_gpu else None
+        split = setup.options.tensor_split or split
         return replace(setup.options, ctx=setup.tokens, gpu_layers=setup.on_gpu, tensor_split=split)
 
 

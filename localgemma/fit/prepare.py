@@ -25,6 +25,15 @@ def plan(name: str | Path, wishes: Wishes, described: Machine | None = None) -> 
     return decide(candidates, wishes, machine, rates_of(machine), entry)
 
 
+def load_plan(text: Path, projector: Path | None, name: str, why: str, wishes: Wishes) -> Decision:
+    """The plan for files that are here; the headers were checked."""
+    machine = probe.machine()
+    beside = projector if wishes.pictures else None
+    size = read_header(beside).file_size if beside else 0
+    candidate = from_header(read_header(text), size, name, Standing(0.0, None, why))
+    return decide((candidate,), wishes, machine, rates_of(machine))
+
+
 def candidates_of(name: str | Path) -> tuple[tuple[Candidate, ...], Entry | None]:
     """The files that a name or path means, and the catalogue's entry about them."""
     shown = str(name)

@@ -1,0 +1,17 @@
+"""One decision of a plan, in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One decision of the plan: what it is about, what was chosen, and why."""
+
+    what: str
+    chosen: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.chosen} ({self.reason})"
