@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
+import shutil
 import string
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from standin_hub import Hub
 
 from localgemma.errors import LocalgemmaError, NotFound, UsageError
 from localgemma.files import catalog
 from localgemma.files.catalog import Name
 from localgemma.files.catalog_file import is_safe_path, merged
+from localgemma.files.hub import list_files
 
+ROOT = Path(__file__).resolve().parent.parent
 KNOWN = catalog.load(Path("none"))
 BIG = KNOWN.entries["gemma-4-31b"]
 
@@ -246,3 +253,77 @@ def test_merging_leaves_the_base_alone() -> None:
     result = merged(base, {"a": {"c": 2}, "text": [{"path": "x", "about": 3}, {"path": "y"}]})
     assert result == {"a": {"b": 1, "c": 2}, "text": [{"path": "x", "bytes": 1, "about": 3}, {"path": "y"}]}
     assert base == {"a": {"b": 1}, "text": [{"path": "x", "bytes": 1}]}
+
+
+def _refresher() -> Any:
+    spec = importlib.util.spec_from_file_location("refresh_catalog", ROOT / "scripts" / "refresh_catalog.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_refreshing_without_news_changes_nothing_but_what_was_unknown(hub: Hub, tmp_path: Path) -> None:
+    """Lines of files that the hub confirms stay byte for byte."""
+    path = tmp_path / "models.toml"
+    shutil.copy(ROOT / "models.toml", path)
+    raw = tomllib.loads(path.read_text())["models"]["gemma-4-31b"]["publishers"]["lmstudio"]
+    for role in ("text", "projector"):
+        for file in raw[role]:
+            hub.add(raw["repository"], file["path"], file["path"].encode())
+    assert _refresher().main(["--file", str(path), "--only", "lmstudio"]) == 0
+    before, after = (ROOT / "models.toml").read_text().splitlines(), path.read_text().splitlines()
+    changed = [line for line in after if line not in before]
+    assert len(changed) == 1 + 4 + 1 and all("sha256" in line or "revision" in line for line in changed)
+    known = catalog.CatalogFile(path).data["models"]["gemma-4-31b"]["publishers"]["lmstudio"]
+    assert known["replaced"][0]["path"] == "gemma-4-31B-it-Q6_K.gguf"  # the content here is another one
+    assert _refresher().main(["--file", str(path), "--only", "lmstudio", "--check"]) == 0
+
+
+def test_refreshing_finds_what_came_and_went(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = own(
+        tmp_path,
+        '# kept\n[models.m]\ntitle = "M"\n\n[models.m.publishers.p]\nrepository = "a/b"  # kept too\ntext = [\n'
+        '  { quant = "Q8_0", path = "m-Q8_0.gguf", about = 10, quality = { x = 0.5 } },\n'
+        '  { quant = "Q2_K", path = "m-Q2_K.gguf" },\n]\n\n[measures.x]\ntitle = "X"\nmetric = "x"\nbetter = "lower"\n',
+    )
+    for name in ("m-Q8_0.gguf", "m-UD-Q4_K_XL.gguf", "mmproj-F16.gguf", "MTP/mtp-m-Q8_0.gguf", "imatrix.gguf", "README.md"):
+        hub.add("a/b", name, name.encode() * 3)
+    script = _refresher()
+    assert script.main(["--file", str(path), "--check"]) == 1
+    assert "about = 10" in path.read_text()
+    assert script.main(["--file", str(path)]) == 0
+    said = capsys.readouterr().out
+    for sentence in (
+        "m-Q2_K.gguf is gone",
+        "m-UD-Q4_K_XL.gguf is new",
+        "mmproj-F16.gguf is new",
+        "MTP/mtp-m-Q8_0.gguf is new",
+    ):
+        assert f"p: {sentence}" in said
+    text = path.read_text()
+    assert text.startswith("# kept\n") and "# kept too" in text and "imatrix" not in text
+    variants = catalog.load(path).entries["m"].variants
+    assert [variant.quant for variant in variants] == ["Q8_0", "UD-Q4_K_XL"]
+    assert variants[0].quality[0].value == 0.5 and variants[0].text[0].sha256
+    assert variants[0].projectors[0].quant == "F16" and variants[0].drafters[0].quant == "Q8_0"
+    assert script.main(["--file", str(path), "--check"]) == 0
+
+
+def test_names_tell_role_and_quantisation() -> None:
+    kind_of, nameless = _refresher().kind_of, 0
+    for file in KNOWN.files():
+        if file.repository and kind_of(file.path) != (file.role, file.quant.upper()):
+            assert kind_of(file.path) == ("", ""), file.path  # its header is asked
+            nameless += 1
+    assert nameless == 3
+
+
+def test_a_header_tells_where_the_name_does_not(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCALGEMMA_HOME", str(tmp_path / "home"))
+    hub.add("a/b", "m-Q8_0.gguf", b"x")
+    hub.add("a/b", "some-mmproj.gguf", catalog.PACKAGE / "assets" / "demo" / "mmproj.gguf")
+    hub.add("a/b", "nothing.gguf", b"x")
+    renewed, notes = _refresher().renew({"repository": "a/b"}, list_files("a/b"), "2026-01-01")
+    assert [(file["path"], file["quant"]) for file in renewed["projector"]] == [("some-mmproj.gguf", "F16")]
+    assert [file["path"] for file in renewed["text"]] == ["m-Q8_0.gguf"] and len(notes) == 2
