@@ -104,7 +104,12 @@ def test_head_follows_redirects_of_the_same_host_but_not_in_circles() -> None:
         (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n123", 9, net.Interrupted, "in time"),
         (b"", 9, net.Interrupted, "in time"),
         (b"nonsense\r\n\r\n", 0, net.Interrupted, "failed"),
-        (b"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n", 0, TransferError, "cannot be fetched"),
+        (
+            b"HTTP/1.1 302 Found\r\nLocation: /x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
+            0,
+            TransferError,
+            "cannot be fetched",
+        ),
         (b"HTTP/1.1 302 Found\r\nLocation: ftp://x/\r\nContent-Length: 0\r\n\r\n", 0, TransferError, "cannot be fetched"),
         (b"HTTP/1.1 302 Found\r\nLocation: http://[/\r\nContent-Length: 0\r\n\r\n", 0, TransferError, "failed"),
     ],
@@ -236,7 +241,7 @@ def test_a_picture_comes_as_bytes(hub: Hub) -> None:
 )
 def test_a_redirect_is_checked_like_the_address(target: str) -> None:
     with (
-        server(f"HTTP/1.1 302 Found\r\nLocation: {target}\r\nContent-Length: 0\r\n\r\n".encode()) as url,
+        server(f"HTTP/1.1 302 Found\r\nLocation: {target}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".encode()) as url,
         pytest.raises(BadMedia),
     ):
         net.fetch_picture(url, allow_local=True)
