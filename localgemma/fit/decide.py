@@ -62,7 +62,7 @@ def decide(
     trained = max(candidate.weights.shape.trained_context for candidate in candidates)
     if wishes.ctx is not None and wishes.ctx > trained:
         raise UsageError(f"A context of {wishes.ctx:,} tokens is more than the model has.", f"It was trained for {trained:,}.")
-    with _Here(machine) as here:
+    with Here(machine) as here:
         planner = Planner(machine, here.compute, wishes, rates, entry)
         way = here.settled(planner, candidates)
         if way is None:
@@ -70,7 +70,7 @@ def decide(
         return explain(planner, way, candidates)
 
 
-class _Here:
+class Here:
     """Where buffer sizes come from: llama.cpp's dry runs for this machine, the table for one that is only described."""
 
     def __init__(self, machine: Machine) -> None:
@@ -109,7 +109,7 @@ class _Here:
         host = sum(size for name, size in found.compute.items() if name not in names)
         return Buffers(tuple(found.compute.get(name, 0) for name in names), host + found.output, "dry run")
 
-    def __enter__(self) -> _Here:
+    def __enter__(self) -> Here:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -117,7 +117,7 @@ class _Here:
             run.close()
 
 
-def _refuse(planner: Planner, here: _Here, candidates: Sequence[Candidate]) -> NoReturn:
+def _refuse(planner: Planner, here: Here, candidates: Sequence[Candidate]) -> NoReturn:
     """DoesNotFit with what would fit instead."""
     wishes, machine = planner.wishes, planner.machine
     memory = ", ".join(
@@ -152,7 +152,7 @@ def _refuse(planner: Planner, here: _Here, candidates: Sequence[Candidate]) -> N
     )
 
 
-def _instead(planner: Planner, here: _Here, candidates: Sequence[Candidate], wishes: Wishes) -> Way | None:
+def _instead(planner: Planner, here: Here, candidates: Sequence[Candidate], wishes: Wishes) -> Way | None:
     other = Planner(planner.machine, here.compute, replace(wishes, reserve=0, devices=None), planner.rates, planner.entry)
     other.devices = planner.devices
     return here.settled(other, candidates)

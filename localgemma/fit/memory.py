@@ -206,6 +206,15 @@ def _host(setup: Setup, compute: Compute, buffers: Buffers, vision: int) -> tupl
     return tuple(item for item in items if item.size), droppable
 
 
+def resident(setup: Setup, compute: Compute) -> int:
+    """Bytes of RAM that a process holds more after this load and a full context, before any picture."""
+    taken = need(setup, compute)
+    held = sum(item.size for item in taken.host if item.what not in ("margin", "program", "pictures", "pictures seen"))
+    if any(item.what == "pictures" for item in taken.host):
+        held += setup.projector
+    return held + taken.droppable
+
+
 def split_shares(placement: Sequence[int]) -> tuple[float, ...]:
     """llama.cpp's tensor_split that gives each GPU exactly its count of layers (llama-model.cpp get_layer_buft_list).
 

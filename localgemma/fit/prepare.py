@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from localgemma import measured
@@ -9,7 +10,7 @@ from localgemma.errors import NotFound, UsageError
 from localgemma.files import catalog
 from localgemma.files.catalog_records import Entry
 from localgemma.files.header import check_projector, check_text_model, read_header
-from localgemma.fit import probe
+from localgemma.fit import probe, rates
 from localgemma.fit.decide import decide, from_entry, from_header
 from localgemma.fit.explain import Decision
 from localgemma.fit.hardware import Machine
@@ -22,6 +23,8 @@ def plan(name: str | Path, wishes: Wishes, described: Machine | None = None) -> 
     """The best plan for a model's name or a file. Raises NotFound, BadModelFile, DoesNotFit and UsageError."""
     candidates, entry = candidates_of(name)
     machine = described or probe.machine()
+    if not machine.simulated and not machine.measured:
+        machine = probe.with_rates(machine, rates.measure(machine))
     return decide(candidates, wishes, machine, rates_of(machine), entry)
 
 
@@ -72,11 +75,10 @@ def of_file(path: Path, projector: Path | None = None, name: str = "", standing:
 
 def rates_of(machine: Machine) -> Rates:
     """What this machine measured, as the speed's arithmetic takes it; nothing for a described one."""
-    if machine.simulated:
-        return {}
-    rates: dict[tuple[str, int], float] = {}
-    for key, value in measured.load(machine.key).rates.items():
-        device, _, kind = key.rpartition(":")
-        if kind.isdigit():
-            rates[device, int(kind)] = value
-    return rates
+    return {} if machine.simulated else as_rates(measured.load(machine.key).rates)
+
+
+def as_rates(kept: Mapping[str, float]) -> Rates:
+    """Rates by (device, ggml type id) from their kept form `device:type`."""
+    split = {key: key.rpartition(":") for key in kept}
+    return {(device, int(kind)): kept[key] for key, (device, _, kind) in split.items() if kind.isdigit()}

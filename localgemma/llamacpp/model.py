@@ -11,13 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from localgemma.errors import BackendError, BadConversation, BadModelFile, Cancelled
+from localgemma.errors import BackendError, BadConversation, BadModelFile, Cancelled, DoesNotFit
 from localgemma.llamacpp import devices, library, log
 from localgemma.options import LoadOptions
 
 _SPLIT = {"none": 0, "layer": 1, "row": 2}  # llama.h enum llama_split_mode
 _USER_DEFINED = 1 << 4  # llama.h LLAMA_TOKEN_ATTR_USER_DEFINED
 _CONTROL = 1 << 3
+_MEMORY = re.compile(r"allocat|out of memory|bad_alloc|mmap failed|cudaMalloc", re.IGNORECASE)
 LONGEST_TEXT = 1 << 26  # bytes a text may have: far beyond 262,144 tokens
 
 
@@ -27,7 +28,8 @@ class Model:
     def __init__(self, path: Path, options: LoadOptions, progress: Callable[[float], bool] | None = None) -> None:
         """Load `path`; `progress` gets 0 … 1 and returns False to cancel.
 
-        Raises Cancelled, BadModelFile for a file that llama.cpp refuses, UsageError for an unknown device.
+        Raises Cancelled, BadModelFile for a file that llama.cpp refuses, DoesNotFit where memory does not suffice,
+        UsageError for an unknown device.
         """
         self._c = library.load()
         self.path = path
@@ -63,7 +65,10 @@ class Model:
         if not pointer:
             if cancelled:
                 raise Cancelled("Loading was cancelled.")
-            raise BadModelFile(f"llama.cpp cannot load {self.path.name}: {log.last_error() or 'no reason given'}.")
+            reason = log.last_error() or "no reason given"
+            if _MEMORY.search(reason):
+                raise DoesNotFit(f"There is not enough memory to load {self.path.name}: {reason}.")
+            raise BadModelFile(f"llama.cpp cannot load {self.path.name}: {reason}.")
         return pointer
 
     def close(self) -> None:

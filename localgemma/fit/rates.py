@@ -1,0 +1,52 @@
+"""Measures how fast this machine's devices read weights, type by type, and keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from localgemma import measured
+from localgemma.errors import LocalgemmaError
+from localgemma.files.header import TYPE_SIZES
+from localgemma.fit import stub
+from localgemma.fit.hardware import Machine
+from localgemma.gemma4.shape import metadata_of
+from localgemma.llamacpp.trial import seconds_a_token
+from localgemma.options import LoadOptions
+
+LAYERS_GPU, LAYERS_CPU = (2, 8), (2,)  # on a GPU the difference of two counts, so that what is per token drops out
+USUAL = (12,)  # Q4_K: a plan measures this one; `doctor` more
+
+
+def measure(machine: Machine, kinds: Iterable[int] = USUAL) -> dict[str, float]:
+    """Bytes of weights a second by `device:ggml type id`; what this machine knew already is not measured again."""
+    kept = measured.load(machine.key)
+    found = dict(kept.rates)
+    for device in ("CPU", *(gpu.name for gpu in machine.gpus)):
+        for kind in dict.fromkeys(kinds):
+            key = f"{device}:{kind}"
+            if key in found or kind not in TYPE_SIZES:
+                continue
+            try:
+                found[key] = _rate(device, kind, machine.threads)
+            except LocalgemmaError:
+                continue  # stays unknown
+    if found != dict(kept.rates):
+        measured.save(machine.key, replace(kept, rates=found))
+    return found
+
+
+def _rate(device: str, kind: int, threads: int) -> float:
+    on_cpu = device == "CPU"
+    options = LoadOptions(
+        gpu_layers=0 if on_cpu else -1, devices=() if on_cpu else (device,), threads=threads, image_tokens=0, ctx=256
+    )
+    sizes, seconds = [], []
+    for count in LAYERS_CPU if on_cpu else LAYERS_GPU:
+        shape = stub.layers_only(count)
+        tensors = stub.tensors_of(shape, kind, kind)
+        sizes.append(sum(tensor.nbytes for tensor in tensors))
+        seconds.append(seconds_a_token(metadata_of(shape), tensors, shape.vocabulary, options))
+    if len(sizes) == 1 or seconds[1] <= seconds[0]:
+        return sizes[-1] / seconds[-1]
+    return (sizes[1] - sizes[0]) / (seconds[1] - seconds[0])
