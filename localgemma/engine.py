@@ -30,9 +30,14 @@ class Control:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Ordinary text; tokenised so that it never gives a control token or marker."""
+    """Ordinary text; tokenised so that it never gives a control token or marker.
+
+    `branches` are offsets in it after which another prompt may go on differently: an engine does well to be able to return
+    there. They change neither what is read nor equality.
+    """
 
     text: str
+    branches: tuple[int, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +69,17 @@ class Prompt:
 
     def flat(self) -> Iterator[Control | Text | Pixels]:
         """What is evaluated, in order, with neighbouring texts joined (tokenising must not see their seam)."""
-        pending: list[str] = []
+        pending: list[Text] = []
         for item in self._items():
             if isinstance(item, Text):
-                pending.append(item.text)
+                pending.append(item)
                 continue
             if pending:
-                yield Text("".join(pending))
+                yield _joined(pending)
                 pending.clear()
             yield item
         if pending:
-            yield Text("".join(pending))
+            yield _joined(pending)
 
     def _items(self) -> Iterator[Control | Text | Pixels]:
         for part in self.parts:
@@ -82,6 +87,17 @@ class Prompt:
                 yield from part.content
             else:
                 yield part
+
+
+def _joined(texts: Iterable[Text]) -> Text:
+    pieces: list[str] = []
+    branches: list[int] = []
+    size = 0
+    for item in texts:
+        pieces.append(item.text)
+        branches += [size + at for at in item.branches]
+        size += len(item.text)
+    return Text("".join(pieces), tuple(branches))
 
 
 def join_parts(items: Iterable[PromptPart]) -> tuple[PromptPart, ...]:
@@ -92,7 +108,7 @@ def join_parts(items: Iterable[PromptPart]) -> tuple[PromptPart, ...]:
             if not item.text:
                 continue
             if joined and isinstance(joined[-1], Text):
-                joined[-1] = Text(joined[-1].text + item.text)
+                joined[-1] = _joined([joined[-1], item])
                 continue
         joined.append(item)
     return tuple(joined)
@@ -113,11 +129,15 @@ class SpanLimit:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One generation: the prompt, how to sample, and the span whose length is limited (the thoughts)."""
+    """One generation: the prompt, how to sample, and the span whose length is limited (the thoughts).
+
+    Requests of one `conversation` (any name; "" is none) share what the engine keeps for it.
+    """
 
     prompt: Prompt
     sampling: Sampling = field(default_factory=Sampling)
     span: SpanLimit | None = None
+    conversation: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +197,8 @@ class EngineInfo:
     """What the engine is: names, sizes and limits that a conversation or report needs.
 
     `context` is in tokens, `image_tokens` the largest picture (0: no pictures), `prefill_speed` the tokens per second
-    last seen (0: not yet), `notes` sentences that the user should see once.
+    last seen (0: not yet), `notes` sentences that the user should see once. `sequences` conversations run at once, and
+    checkpoints of the KV cache take at most `checkpoint_bytes` of RAM.
     """
 
     model: str
@@ -189,6 +210,8 @@ class EngineInfo:
     load_seconds: float = 0.0
     prefill_speed: float = 0.0
     notes: tuple[str, ...] = ()
+    sequences: int = 1
+    checkpoint_bytes: int = 0
 
 
 class Engine(Protocol):

@@ -21,6 +21,7 @@ from localgemma.messages import ImagePart, Message, Pixels, TextPart, VideoPart
 Record: TypeAlias = Mapping[str, Any]
 MediaReader: TypeAlias = Callable[[Record], Media]
 
+LONG = 4_000  # characters of a document after which it is worth returning there for another question
 ROLES = ("system", "developer", "user", "assistant", "model", "tool")
 MARKS = {
     "image": tokens.IMAGE, "image_url": tokens.IMAGE, "audio": tokens.AUDIO, "input_audio": tokens.AUDIO,
@@ -204,7 +205,7 @@ class _Renderer:
             self.out += (Text(item.get("text", "").strip() + " ") for item in content or ())
         for tool in tools:
             self.out += tool_text.declaration(tool)
-        self.out += (Control(tokens.TURN_END), Text("\n"))
+        self.out += (Control(tokens.TURN_END), Text("\n", (1,)))
 
     def conversation(self) -> None:
         """Every turn."""
@@ -218,7 +219,8 @@ class _Renderer:
         self.last = ""
         role = "model" if record["role"] == "assistant" else record["role"]
         if not (role == "model" and self.role == "assistant"):
-            self.out += (Control(tokens.TURN), Text(role + "\n"))
+            # History drops an answer's thoughts, so the next prompt shares this one up to the first line of its answer.
+            self.out += (Control(tokens.TURN), Text(role + "\n", (len(role) + 1,) if role == "model" and current else ()))
         calls = record.get("tool_calls")
         thought = record.get("reasoning") or record.get("reasoning_content")
         if thought and (current or (self.preserve and calls)):
@@ -276,10 +278,11 @@ class _Renderer:
 
     def _parts(self, content: Any, model: bool) -> Iterator[Text | Media]:
         items = [{"type": "text", "text": content}] if isinstance(content, str) else content or ()
-        for item in items:
+        long = any(item.get("type") in MARKS or len(item.get("text", "")) > LONG for item in items[:-1])
+        for index, item in enumerate(items):
             if item.get("type") == "text":
-                text = item.get("text", "")
-                yield Text(strip_thinking(text) if model else text.strip())
+                text, last = item.get("text", ""), index == len(items) - 1
+                yield Text(strip_thinking(text) if model else text.strip(), (0,) if long and last else ())
             elif item.get("type") in MARKS:
                 yield _media(item, self.media)
 
@@ -287,7 +290,7 @@ class _Renderer:
         """What makes the model answer; True where it leaves a thought open."""
         thought = (Control(tokens.CHANNEL), Text("thought\n"))
         if not self.last:
-            self.out += (Control(tokens.TURN), Text("model\n"))
+            self.out += (Control(tokens.TURN), Text("model\n", (6,)))
             if not self.thinking:
                 self.out += (*thought, Control(tokens.CHANNEL_END))
         elif self.last == "result" and self.thinking:

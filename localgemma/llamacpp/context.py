@@ -9,20 +9,27 @@ from typing import Any
 
 from localgemma.errors import BackendError, DecodeError, DoesNotFit, PictureTooLarge
 from localgemma.llamacpp import library, log
+from localgemma.llamacpp.batch import Batch, Span
 from localgemma.llamacpp.model import Model
 from localgemma.options import LoadOptions
 
 GGML_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "bf16": 30}  # ggml.h enum ggml_type
 ABORTED = 2  # llama_decode's code for the abort callback
+NO_ROOM = 1  # and for a KV cache without enough free cells
+_WINDOW = 1  # llama.h LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY: the sliding layers alone
 
 
 class Context:
     """KV cache and compute buffers of a model; used by one thread at a time."""
 
-    def __init__(self, model: Model, options: LoadOptions, tokens: int) -> None:
-        """Make a context of `tokens` positions. Raises DoesNotFit where llama.cpp cannot make it."""
+    def __init__(self, model: Model, options: LoadOptions, tokens: int, observer: Any = None) -> None:
+        """Make a context of `tokens` positions. Raises DoesNotFit where llama.cpp cannot make it.
+
+        `observer` is a ggml_backend_sched_eval_callback that sees every operation; the caller keeps it alive.
+        """
         self._c = c = library.load()
         self.model = model
+        self.options = options
         self.ubatch = options.physical_batch
         self.outputs = options.outputs
         self._flag = ctypes.create_string_buffer(2)
@@ -35,14 +42,16 @@ class Context:
         params.type_k = params.type_v = GGML_TYPES[options.kv]
         params.flash_attn_type = int(options.flash_attention)
         params.swa_full, params.no_perf = False, True
+        if observer is not None:
+            params.cb_eval = observer
         log.clear()
         self.pointer = c.llama_init_from_model(model.pointer, params)
         if not self.pointer:
             raise DoesNotFit(f"llama.cpp cannot make a context of {tokens:,} tokens: {log.last_error() or 'no reason given'}.")
         self.size = int(c.llama_n_ctx(self.pointer))
         self.memory = c.llama_get_memory(self.pointer)
-        self._batch = c.llama_batch_init(self.ubatch, 0, 1)
-        self._pictures: Any = None
+        self._batch = Batch(c, self.ubatch)
+        self._pictures: Batch | None = None
         self._set_abort_callback()
 
     def _set_abort_callback(self) -> None:
@@ -57,37 +66,41 @@ class Context:
         """Make the running evaluation (CPU backends) stop, from any thread; stays until switched off."""
         self._flag[0] = b"\1" if on else b"\0"
 
-    def decode(self, tokens: Sequence[int], position: int, outputs: int = 1) -> int:
+    def decode(self, tokens: Sequence[int], position: int, outputs: int = 1, sequence: int = 0) -> int:
         """Evaluate up to one ubatch of tokens from `position`; logits for the last `outputs` rows. 0, or ABORTED.
 
         Raises DecodeError for anything else.
         """
-        count = len(tokens)
-        if not 0 < count <= self.ubatch or not 0 <= outputs <= min(count, self.outputs):
-            raise BackendError(f"A batch of {count} tokens with {outputs} outputs is outside this load's limits.")
-        if position < 0 or position + count > self.size:
-            raise BackendError(f"Positions {position} to {position + count} are outside the context of {self.size:,}.")
-        batch = self._batch
-        for row, token in enumerate(tokens):
-            if not 0 <= token < self.model.vocab.size:
-                raise BackendError(f"Token {token} is outside the vocabulary.")
-            batch.token[row], batch.pos[row] = token, position + row
-            batch.n_seq_id[row], batch.logits[row] = 1, row >= count - outputs
-            batch.seq_id[row][0] = 0
-        batch.n_tokens = count
-        return self._checked(batch)
+        return self.decode_spans([Span(sequence, tokens, position, outputs)])
 
-    def decode_one(self, token: int, position: int) -> int:
+    def decode_spans(self, spans: Sequence[Span]) -> int:
+        """Evaluate spans of several sequences in one ubatch; rows are in the order given. 0, or ABORTED.
+
+        Either all of it is evaluated or nothing. Raises DecodeError for anything else, with status NO_ROOM for a full cache.
+        """
+        total = sum(len(span.tokens) for span in spans)
+        outputs = sum(span.outputs for span in spans)
+        if not 0 < total <= self.ubatch or outputs > self.outputs:
+            raise BackendError(f"A batch of {total} tokens with {outputs} outputs is outside this load's limits.")
+        for span in spans:
+            count = len(span.tokens)
+            if not count or not 0 <= span.outputs <= count or not 0 <= span.sequence < self.options.sequences:
+                raise BackendError(f"A span of {count} tokens with {span.outputs} outputs is outside this load's limits.")
+            if span.position < 0 or span.position + count > self.size:
+                raise BackendError(
+                    f"Positions {span.position} to {span.position + count} are outside the context of {self.size:,}."
+                )
+            if min(span.tokens) < 0 or max(span.tokens) >= self.model.vocab.size:
+                raise BackendError("A token is outside the vocabulary.")
+        return self._checked(self._batch.fill(spans))
+
+    def decode_one(self, token: int, position: int, sequence: int = 0) -> int:
         """Evaluate the token just sampled, with its logits: `decode` without the loop."""
         if position >= self.size:
             raise BackendError(f"Position {position} is outside the context of {self.size:,}.")
-        batch = self._batch
-        batch.token[0], batch.pos[0], batch.n_seq_id[0], batch.logits[0] = token, position, 1, 1
-        batch.seq_id[0][0] = 0
-        batch.n_tokens = 1
-        return self._checked(batch)
+        return self._checked(self._batch.fill_one(token, position, sequence))
 
-    def decode_picture(self, rows: Any, position: int) -> int:
+    def decode_picture(self, rows: Any, position: int, sequence: int = 0) -> int:
         """Evaluate a picture's embeddings (float32 [tokens, width]) in one ubatch, each seeing all the others."""
         count, width = rows.shape
         if count > self.ubatch:
@@ -95,13 +108,8 @@ class Context:
         if width != self.model.width or rows.dtype.name != "float32" or position + count > self.size:
             raise BackendError(f"Picture rows of {rows.shape} do not belong into this model.")
         if self._pictures is None:
-            self._pictures = self._c.llama_batch_init(self.ubatch, width, 1)
-        batch = self._pictures
-        ctypes.memmove(batch.embd, rows.ctypes.data, rows.nbytes)
-        for row in range(count):
-            batch.pos[row], batch.n_seq_id[row], batch.logits[row] = position + row, 1, 0
-            batch.seq_id[row][0] = 0
-        batch.n_tokens = count
+            self._pictures = Batch(self._c, self.ubatch, width)
+        batch = self._pictures.fill_rows(rows, position, sequence)
         self._c.llama_set_causal_attn(self.pointer, False)
         try:
             return self._checked(batch)
@@ -112,7 +120,7 @@ class Context:
         status = int(self._c.llama_decode(self.pointer, batch))
         if status in (0, ABORTED):
             return status
-        reason = "no room in the KV cache" if status == 1 else log.last_error() or "no reason given"
+        reason = "no room in the KV cache" if status == NO_ROOM else log.last_error() or "no reason given"
         raise DecodeError(f"llama.cpp could not evaluate the batch ({reason}).", status)
 
     def logits(self, row: int) -> Any:
@@ -124,28 +132,52 @@ class Context:
             raise BackendError(f"Row {row} has no logits.")
         return np.ctypeslib.as_array(pointer, (self.model.vocab.size,)).copy()
 
-    def can_resume(self, position: int) -> bool:
+    def can_resume(self, position: int, sequence: int = 0) -> bool:
         """Whether the sliding window before `position` is still complete, so that evaluation may go on there."""
-        lowest = int(self._c.llama_memory_seq_pos_min(self.memory, 0))
+        lowest = int(self._c.llama_memory_seq_pos_min(self.memory, sequence))
         return position == 0 or (lowest != -1 and lowest <= max(0, position - self.model.window + 1))
 
-    def cut(self, position: int) -> None:
-        """Forget everything from `position` on."""
-        if position == 0:
-            self._c.llama_memory_clear(self.memory, True)
-        elif not self._c.llama_memory_seq_rm(self.memory, 0, position, -1):
+    def cut(self, position: int, sequence: int = 0) -> None:
+        """Forget everything of a sequence from `position` on."""
+        if not self._c.llama_memory_seq_rm(self.memory, sequence, position, -1):
             raise BackendError("llama.cpp could not shorten the KV cache.")
 
-    @property
-    def end(self) -> int:
+    def end(self, sequence: int = 0) -> int:
         """The position after the last that the cache holds."""
-        return int(self._c.llama_memory_seq_pos_max(self.memory, 0)) + 1
+        return int(self._c.llama_memory_seq_pos_max(self.memory, sequence)) + 1
+
+    def snapshot(self, sequence: int = 0) -> Any:
+        """The sliding layers' last window, as bytes (numpy uint8); it serves evaluation from the end as it is now."""
+        import numpy as np
+
+        size = int(self._c.llama_state_seq_get_size_ext(self.pointer, sequence, _WINDOW))
+        blob = np.empty(size, np.uint8)
+        pointer = blob.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        if self._c.llama_state_seq_get_data_ext(self.pointer, pointer, size, sequence, _WINDOW) != size:
+            raise BackendError("llama.cpp could not copy the sliding window.")
+        return blob
+
+    def restore(self, blob: Any, position: int, sequence: int = 0) -> bool:
+        """Put a snapshot back and cut at `position`, its end or one before; False where the sequence is now empty.
+
+        The other layers must still hold the same tokens up to there; whoever calls sees to that.
+        """
+        pointer = blob.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        if not self._c.llama_state_seq_set_data_ext(self.pointer, pointer, blob.nbytes, sequence, _WINDOW):
+            self.cut(0, sequence)
+            return False
+        self.cut(position, sequence)
+        return self.end(sequence) == position and self.can_resume(position, sequence)
+
+    def share(self, source: int, target: int, end: int) -> None:
+        """Let `target`, which is empty, hold the first `end` positions of `source` too.
+
+        Its sliding window must then be restored from a snapshot: cells that two sequences hold are never reused.
+        """
+        self._c.llama_memory_seq_cp(self.memory, source, target, 0, end)
 
     def close(self) -> None:
-        """Free batches and context."""
+        """Free the context."""
         if self.pointer:
-            self._c.llama_batch_free(self._batch)
-            if self._pictures is not None:
-                self._c.llama_batch_free(self._pictures)
             self._c.llama_free(self.pointer)
             self.pointer = None

@@ -13,20 +13,21 @@ from typing import TYPE_CHECKING, Any
 from localgemma.engine import CancelToken, EngineInfo, Finished, Output, Prompt, Request
 from localgemma.errors import BackendError, ContextOverflow, LocalgemmaError
 from localgemma.llamacpp import devices
+from localgemma.llamacpp.cache import Cache
 from localgemma.llamacpp.context import Context
 from localgemma.llamacpp.generation import Generation
 from localgemma.llamacpp.model import Model
-from localgemma.llamacpp.sequence import Sequence, plan
+from localgemma.llamacpp.scheduler import Scheduler
+from localgemma.llamacpp.scoring import Scoring
+from localgemma.llamacpp.sequence import Plan, plan
+from localgemma.llamacpp.task import END, Task
 from localgemma.llamacpp.vision import Projector
-from localgemma.messages import Pixels
 from localgemma.options import LoadOptions
 
 if TYPE_CHECKING:
     import numpy as np
 
 DEFAULT_CONTEXT = 8192
-_END = object()
-_Job = Callable[[], None]
 
 
 def open_engine(
@@ -70,6 +71,8 @@ def open_engine(
         backend=backend,
         load_seconds=model.load_seconds,
         notes=notes,
+        sequences=options.sequences,
+        checkpoint_bytes=options.checkpoint_limit(devices.free_memory()),
     )
     return LlamaEngine(model, vision, context, info)
 
@@ -79,13 +82,13 @@ class LlamaEngine:
 
     def __init__(self, model: Model, projector: Projector | None, context: Context, info: EngineInfo) -> None:
         self._model, self._projector, self._context, self._info = model, projector, context, info
-        self._sequence = Sequence(context, projector)
+        self._cache = Cache(context, context.options.sequences, info.checkpoint_bytes)
         self._on_device = info.backend != "CPU"
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._closed = False
-        self._thread = threading.Thread(target=_drive, args=(self._jobs,), name="localgemma-driver", daemon=True)
+        self._scheduler = Scheduler(self._cache)
+        self._thread = threading.Thread(target=self._scheduler.run, name="localgemma-driver", daemon=True)
         self._thread.start()
-        self._stop = weakref.finalize(self, self._jobs.put, None)
+        self._stop = weakref.finalize(self, self._scheduler.stop)
 
     @property
     def info(self) -> EngineInfo:
@@ -100,7 +103,7 @@ class LlamaEngine:
         """Token ids of the prompt; -1 at each picture position."""
         return [key if isinstance(key, int) else -1 for key in self._planned(prompt).keys]
 
-    def _planned(self, prompt: Prompt) -> Any:
+    def _planned(self, prompt: Prompt) -> Plan:
         if self._closed:
             raise BackendError("The model is closed.", "Open it again.")
         return plan(prompt, self._model.vocab, self._info.image_tokens)
@@ -110,67 +113,28 @@ class LlamaEngine:
         wanted = self._planned(request.prompt)
         if len(wanted.keys) >= self._context.size:
             raise ContextOverflow(len(wanted.keys) + 1, self._context.size)
-        token = cancel or CancelToken()
-
-        def work(emit: Callable[[Output], None]) -> None:
-            Generation(request, wanted, self._sequence, token).run(emit, on_device=self._on_device)
-
-        return self._stream(work, token)
+        outputs: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        on_device = self._on_device
+        work = Generation(request, wanted, self._cache, self._projector, outputs.put, on_device=on_device)
+        return self._started(Task(wanted.keys, work.steps, cancel or CancelToken(), outputs, request.conversation))
 
     def score(self, prompt: Prompt) -> Iterator[tuple[int, np.ndarray]]:
         """Blocks of logits for every token position; see engine.Engine."""
         wanted = self._planned(prompt)
         if len(wanted.keys) > self._context.size:
             raise ContextOverflow(len(wanted.keys), self._context.size)
-        cancel = CancelToken()
-
-        def work(emit: Callable[[tuple[int, np.ndarray]], None]) -> None:
-            self._score(wanted.runs, cancel, emit)
-
-        return self._stream(work, cancel)
-
-    def _score(self, runs: list[Any], cancel: CancelToken, emit: Callable[[tuple[int, np.ndarray]], None]) -> None:
-        import numpy as np
-
-        context, position = self._context, 0
-        self._sequence.clear()
-        step = min(context.outputs, context.ubatch)
-        for run in runs:
-            if isinstance(run, Pixels):
-                assert self._projector is not None
-                context.decode_picture(self._projector.encode(run), position)
-                position += run.tokens
-                continue
-            for start in range(0, len(run), step):
-                if cancel.cancelled:
-                    return
-                part = run[start : start + step]
-                context.decode(part, position, len(part))
-                emit((position, np.stack([context.logits(row) for row in range(len(part))])))
-                position += len(part)
-
-    def _stream(self, work: Callable[[Callable[[Any], None]], None], cancel: CancelToken) -> Iterator[Any]:
         outputs: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        work = Scoring(wanted, self._cache, self._projector, outputs.put)
+        return self._started(Task(wanted.keys, work.steps, CancelToken(), outputs, patient=True))
 
-        def job() -> None:
-            try:
-                cancel.watch(lambda: self._context.interrupt(True))
-                work(outputs.put)
-            except BaseException as error:
-                self._sequence.clear()
-                outputs.put(error)
-            finally:
-                cancel.watch(None)
-                self._context.interrupt(False)
-                outputs.put(_END)
-
-        self._jobs.put(job)
-        return self._read(outputs, cancel)
+    def _started(self, task: Task) -> Iterator[Any]:
+        self._scheduler.submit(task)
+        return self._read(task.outputs, task.cancel)
 
     def _read(self, outputs: queue.SimpleQueue[Any], cancel: CancelToken) -> Iterator[Any]:
         ended = False
         try:
-            while (item := outputs.get()) is not _END:
+            while (item := outputs.get()) is not END:
                 if isinstance(item, BaseException):
                     if isinstance(item, LocalgemmaError):
                         raise item
@@ -182,7 +146,7 @@ class LlamaEngine:
         finally:
             if not ended:
                 cancel.cancel()
-                while outputs.get() is not _END:
+                while outputs.get() is not END:
                     pass
 
     def close(self) -> None:
@@ -196,9 +160,3 @@ class LlamaEngine:
         if self._projector:
             self._projector.close()
         self._model.close()
-
-
-def _drive(jobs: queue.SimpleQueue[_Job | None]) -> None:
-    """The driver thread: jobs in the order they came, until None."""
-    while (job := jobs.get()) is not None:
-        job()

@@ -4,24 +4,36 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
-from localgemma.engine import CancelToken, Control, Finished, Output, Piece, Request, StopReason
-from localgemma.llamacpp.context import ABORTED
+from localgemma.engine import Control, Finished, Output, Piece, Request, StopReason
+from localgemma.llamacpp.batch import Span
+from localgemma.llamacpp.cache import Cache, Slot
 from localgemma.llamacpp.model import Vocabulary
 from localgemma.llamacpp.sampler import Sampler
-from localgemma.llamacpp.sequence import Plan, Sequence
+from localgemma.llamacpp.sequence import Plan, Prefill
 from localgemma.llamacpp.stops import StopStrings
+from localgemma.llamacpp.task import Grant, Lost, Rows, Steps, Stopped
+from localgemma.llamacpp.vision import Projector
 from localgemma.messages import Timings, TokenLogprob, Usage
 
 
 class Generation:
     """The state of one request while the driver works on it."""
 
-    def __init__(self, request: Request, wanted: Plan, sequence: Sequence, cancel: CancelToken) -> None:
-        self._request, self._plan, self._sequence, self._cancel = request, wanted, sequence, cancel
-        self._context = sequence.context
+    def __init__(
+        self,
+        request: Request,
+        wanted: Plan,
+        cache: Cache,
+        projector: Projector | None,
+        emit: Callable[[Output], None],
+        *,
+        on_device: bool,
+    ) -> None:
+        self._request, self._plan, self._cache, self._projector = request, wanted, cache, projector
+        self._context, self._emit, self._on_device = cache.context, emit, on_device
         self._vocab: Vocabulary = self._context.model.vocab
         self._stops = StopStrings(request.sampling.stop)
         self._forced: deque[int] = deque()
@@ -30,39 +42,71 @@ class Generation:
         span = request.span
         self._opens = self._vocab.control(span.opens) if span else -1
         self._closes = self._vocab.control(span.closes) if span else -1
+        self._asked = time.perf_counter()
+        self._slot = Slot(-1)
+        self._prefill = Prefill(self._slot, wanted, cache, projector)
 
-    def run(self, emit: Callable[[Output], None], *, on_device: bool) -> None:
-        """Evaluate and sample to the end; the last thing emitted is Finished."""
-        started = time.perf_counter()
-        sampler = Sampler(self._context, self._request.sampling, on_device=on_device)
-        try:
-            prefilled = self._sequence.prefill(self._plan, self._cancel, emit)
-            ready = time.perf_counter()
-            reason: StopReason = "cancelled"
-            if prefilled is not None:
-                reason = self._decode(sampler, prefilled[1], emit)
-        finally:
-            sampler.close()
-        ended = time.perf_counter()
+    def steps(self, slot: Slot | None) -> Steps:
+        """Evaluate and sample to the end; the last thing emitted is Finished. Without a slot it is cancelled at once."""
+        started = ready = time.perf_counter()
+        reason: StopReason = "cancelled"
+        if slot is not None:
+            self._slot = slot
+            self._prefill = Prefill(slot, self._plan, self._cache, self._projector)
+            sampler = Sampler(self._context, self._request.sampling, on_device=self._on_device, sequence=slot.id)
+            try:
+                yield from self._filled(self._prefill)
+                ready = time.perf_counter()
+                reason = yield from self._decode(sampler, self._prefill.row)
+            except Stopped:
+                reason = "cancelled"
+            finally:
+                sampler.close()
         for piece in self._stops.flush() if reason != "stop_string" else ():
-            emit(piece)
-        cached = prefilled[0] if prefilled else 0
+            self._emit(piece)
+        self._emit(self._finished(reason, started, max(started, ready), time.perf_counter()))
+
+    def _finished(self, reason: StopReason, started: float, ready: float, ended: float) -> Finished:
+        cached = self._prefill.start
         usage = Usage(len(self._plan.keys), cached, self._plan.pictures, self._thinking, self._answer)
         made = self._thinking + self._answer
         prefill, decode = ready - started, ended - ready
         timings = Timings(
-            first_token=prefill,
+            first_token=ready - self._asked,
             prefill=prefill,
-            encode=self._sequence.encode_seconds,
+            encode=self._prefill.encode_seconds,
             decode=decode,
-            prefill_speed=(usage.prompt - cached) / prefill if prefilled and prefill else 0.0,
+            prefill_speed=(usage.prompt - cached) / prefill if made and prefill else 0.0,
             decode_speed=made / decode if made and decode else 0.0,
         )
-        emit(Finished(reason, usage, timings))
+        return Finished(reason, usage, timings)
 
-    def _decode(self, sampler: Sampler, row: int, emit: Callable[[Output], None]) -> StopReason:
-        context, held, ends = self._context, self._sequence.held, self._vocab.ends
+    def _filled(self, prefill: Prefill) -> Steps:
+        """Run a prefill; from the start again where its sequence was emptied for another's sake."""
+        while True:
+            try:
+                yield from prefill.steps(self._emit)
+                return
+            except Lost:
+                continue
+
+    def _evaluated(self, span: Span) -> Generator[Span | Rows, Grant, int]:
+        """Evaluate a span after what is held; returns the row of its first token."""
+        while True:
+            held = list(self._slot.held)
+            try:
+                _, row = yield span
+                return row
+            except Lost:
+                made = [key for key in held[len(self._plan.keys) :] if isinstance(key, int)]
+                again = Plan([*self._plan.runs, made] if made else self._plan.runs, held)
+                yield from self._filled(Prefill(self._slot, again, self._cache, self._projector))
+
+    def _decode(self, sampler: Sampler, row: int) -> Generator[Span | Rows, Grant, StopReason]:
+        slot, ends = self._slot, self._vocab.ends
         limit, wants = self._request.sampling.max_tokens, self._request.sampling.logprobs
+        late = self._prefill.late
+        span = Span(slot.id, [0], 0, 1)
         while True:
             if self._forced:
                 token = self._forced.popleft()
@@ -71,21 +115,39 @@ class Generation:
                 token = sampler.sample(row)
                 if token in ends:
                     return "stop"
-            logprob = None if wants is None else self._logprob(token, context.logits(row), wants)
+            logprob = None if wants is None else self._logprob(token, self._context.logits(row), wants)
             reason = self._count(token, limit)
+            piece = Piece(token, self._vocab.piece(token), self._vocab.names.get(token), logprob)
             # The next evaluation starts before this token is handed on: a GPU works while the reader does.
-            if reason is None:
-                if self._cancel.cancelled or context.decode_one(token, len(held)) == ABORTED:
-                    return "cancelled"
-                held.append(token)
-            out, stopped = self._stops.feed(Piece(token, self._vocab.piece(token), self._vocab.names.get(token), logprob))
-            for piece in out:
-                emit(piece)
+            if reason is None and late is None:
+                span.tokens, span.position = [token], len(slot.held)
+                row = yield from self._evaluated(span)
+                slot.held.append(token)
+            out, stopped = self._stops.feed(piece)
+            for each in out:
+                self._emit(each)
             if stopped:
                 return "stop_string"
             if reason is not None:
                 return reason
-            row = 0
+            if late is not None:
+                row = (yield from self._marked(late, token)) - 1
+                late = None
+
+    def _marked(self, late: int, token: int) -> Generator[Span | Rows, Grant, int]:
+        """Take the checkpoint at `late`, now that the first token is out, and evaluate what follows it; row after the last."""
+        slot, tail = self._slot, self._plan.ids(late) or []
+        if slot.held[late:] != self._plan.keys[late:] or not self._context.can_resume(late, slot.id):
+            tail = []
+        elif tail:
+            self._context.cut(late, slot.id)
+            del slot.held[late:]
+        if len(slot.held) == late:
+            self._cache.mark(slot)
+        tokens = [*tail, token]
+        row = yield from self._evaluated(Span(slot.id, tokens, len(slot.held), 1))
+        slot.held += tokens
+        return row + len(tokens)
 
     def _count(self, token: int, limit: int | None) -> StopReason | None:
         """Count the token, close a span that is too long, and say why the generation ends after it, if it does."""
@@ -104,7 +166,7 @@ class Generation:
             self._answer += 1
             if limit is not None and self._answer >= limit:
                 return "length"
-        return "context" if len(self._sequence.held) >= self._context.size else None
+        return "context" if len(self._slot.held) >= self._context.size else None
 
     def _logprob(self, token: int, logits: Any, wanted: int) -> TokenLogprob:
         import numpy as np

@@ -18,12 +18,12 @@ _BREAKERS = (b"\n", b":", b'"', b"*")  # DRY's defaults in llama.cpp common/comm
 class Sampler:
     """A chain for one generation; closed before its context."""
 
-    def __init__(self, context: Context, sampling: Sampling, *, on_device: bool) -> None:
-        self._c, self._context = library.load(), context
+    def __init__(self, context: Context, sampling: Sampling, *, on_device: bool, sequence: int = 0) -> None:
+        self._c, self._context, self._sequence = library.load(), context, sequence
         self.on_device = on_device and sampling.logprobs is None
         self._chain = self._build(sampling)
         if self.on_device:
-            self.on_device = bool(self._c.llama_set_sampler(context.pointer, 0, self._chain))
+            self.on_device = bool(self._c.llama_set_sampler(context.pointer, sequence, self._chain))
 
     def sample(self, row: int) -> int:
         """The token sampled for a row of the last batch, accepted into the chain."""
@@ -41,7 +41,7 @@ class Sampler:
         """Detach from the context and free the chain."""
         if self._chain:
             if self.on_device:
-                self._c.llama_set_sampler(self._context.pointer, 0, None)
+                self._c.llama_set_sampler(self._context.pointer, self._sequence, None)
             self._c.llama_sampler_free(self._chain)
             self._chain = None
 

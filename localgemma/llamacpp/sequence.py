@@ -1,4 +1,4 @@
-"""What the KV cache holds, and bringing a prompt into it: the longest safe prefix stays, the rest is evaluated."""
+"""A prompt as tokens and pictures, and bringing it into a sequence: what the cache lacks is evaluated."""
 
 from __future__ import annotations
 
@@ -7,24 +7,37 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from localgemma.engine import CancelToken, Control, Prompt
+from localgemma.engine import Control, Prompt, Text
 from localgemma.errors import BadConversation, PictureTooLarge
-from localgemma.llamacpp.context import ABORTED, Context
+from localgemma.llamacpp.batch import Span
+from localgemma.llamacpp.cache import Cache, Key, Slot, common_prefix
 from localgemma.llamacpp.model import Vocabulary
+from localgemma.llamacpp.task import Rows, Steps
 from localgemma.llamacpp.vision import Projector
 from localgemma.messages import Pixels, Progress
 
-Key: TypeAlias = int | str  # a token id, or the hash of the picture that holds the position
 Run: TypeAlias = list[int] | Pixels
+
+TAIL = 16  # tokens after a branch that are evaluated twice rather than holding up the first token of an answer
 
 
 @dataclass(slots=True)
 class Plan:
-    """A prompt as runs of token ids and pictures, with one key for each position."""
+    """A prompt as runs of token ids and pictures, with one key for each position.
+
+    `branches` are positions, in order, after which another prompt may go on differently.
+    """
 
     runs: list[Run]
     keys: list[Key] = field(default_factory=list)
     pictures: int = 0
+    branches: list[int] = field(default_factory=list)
+
+    def ids(self, start: int) -> list[int] | None:
+        """The token ids from `start` to the end; None where a picture is among them."""
+        keys = self.keys[start:]
+        ids = [key for key in keys if isinstance(key, int)]
+        return ids if len(ids) == len(keys) else None
 
 
 def plan(prompt: Prompt, vocab: Vocabulary, largest_picture: int) -> Plan:
@@ -43,6 +56,8 @@ def plan(prompt: Prompt, vocab: Vocabulary, largest_picture: int) -> Plan:
         ids = [vocab.control(item.text)] if isinstance(item, Control) else vocab.text(item.text)
         if not ids:
             continue
+        if isinstance(item, Text):
+            result.branches += [len(result.keys) + _position(item.text, at, ids, vocab) for at in item.branches]
         if result.runs and isinstance(result.runs[-1], list):
             result.runs[-1] += ids
         else:
@@ -53,70 +68,63 @@ def plan(prompt: Prompt, vocab: Vocabulary, largest_picture: int) -> Plan:
     return result
 
 
-class Sequence:
-    """One sequence of a context: `held` says what is at each position."""
+def _position(text: str, at: int, ids: list[int], vocab: Vocabulary) -> int:
+    """The token position of a character offset; before a token that spans it."""
+    return len(ids) if at >= len(text) else common_prefix(vocab.text(text[:at]), ids)
 
-    def __init__(self, context: Context, projector: Projector | None) -> None:
-        self.context, self._projector = context, projector
-        self.held: list[Key] = []
-        self.encode_seconds = 0.0
 
-    def prefill(self, wanted: Plan, cancel: CancelToken, report: Callable[[Progress], None]) -> tuple[int, int] | None:
-        """Evaluate what the cache lacks. (tokens that were there, row of the last logits), or None when cancelled."""
-        start = self._rewind(wanted)
-        total, position, row = len(wanted.keys), 0, 0
+class Prefill:
+    """Brings `wanted` into a slot. `start` is how much was there, `row` where the last logits are.
+
+    `late` is a branch so near the end that its checkpoint is left to the caller, who has then an answer under way.
+    """
+
+    def __init__(self, slot: Slot, wanted: Plan, cache: Cache, projector: Projector | None) -> None:
+        self._slot, self._plan, self._cache, self._projector = slot, wanted, cache, projector
+        self.start = self.row = 0
         self.encode_seconds = 0.0
+        self.late: int | None = None
+
+    def steps(self, report: Callable[[Progress], None]) -> Steps:
+        """Evaluate what the cache lacks."""
+        slot, keys, cache = self._slot, self._plan.keys, self._cache
+        self.start = start = cache.prepare(slot, keys)
+        marks: list[int] = []
+        for at in self._plan.branches:
+            if at >= start and cache.worth_marking(slot, at, marks[-1] if marks else 0):
+                marks.append(at)
+        if marks and len(keys) - marks[-1] <= TAIL and self._plan.ids(marks[-1]) is not None:
+            self.late = marks.pop()
         begun = time.perf_counter()
-        for index, run in enumerate(wanted.runs):
+        position, total = 0, len(keys)
+        for run in self._plan.runs:
             size = run.tokens if isinstance(run, Pixels) else len(run)
-            done = min(max(start - position, 0), size)
-            while done < size:
-                if cancel.cancelled:
-                    return None
+            while (done := len(slot.held) - position) < size:
+                self._mark(marks)
                 if isinstance(run, Pixels):
-                    count, status = size, self._picture(run, report)
+                    yield Rows(slot.id, self._encoded(run, report), position)
+                    count = size
                 else:
-                    count = min(self.context.ubatch, size - done)
-                    last = index == len(wanted.runs) - 1 and done + count == size
-                    status = self.context.decode(run[done : done + count], position + done, int(last))
-                    row = count - 1
-                if status == ABORTED:
-                    del self.held[self.context.end :]
-                    return None
-                done += count
-                self.held = wanted.keys[: position + done]
-                spent, fresh = time.perf_counter() - begun, position + done - start
-                report(Progress("prefill", position + done, total, spent / fresh * (total - position - done)))
+                    stop = min([at - position for at in marks if at > len(slot.held)] + [size, done + cache.context.ubatch])
+                    last = position + stop == total
+                    count, row = yield Span(slot.id, run[done:stop], position + done, int(last))
+                    self.row = row + count - 1
+                slot.held += keys[len(slot.held) : len(slot.held) + count]
+                at = len(slot.held)
+                report(Progress("prefill", at, total, (time.perf_counter() - begun) / (at - start) * (total - at)))
             position += size
-        return start, row
+        self._mark(marks)
 
-    def _picture(self, run: Pixels, report: Callable[[Progress], None]) -> int:
+    def _mark(self, marks: list[int]) -> None:
+        while marks and marks[0] <= len(self._slot.held):
+            if marks.pop(0) == len(self._slot.held):
+                self._cache.mark(self._slot)
+
+    def _encoded(self, run: Pixels, report: Callable[[Progress], None]) -> object:
         assert self._projector is not None  # plan() refuses pictures without one
         begun = time.perf_counter()
         if not self._projector.holds(run):
             report(Progress("encode", 0, run.tokens))
         rows = self._projector.encode(run)
         self.encode_seconds += time.perf_counter() - begun
-        return self.context.decode_picture(rows, len(self.held))
-
-    def _rewind(self, wanted: Plan) -> int:
-        """Shorten the cache to the longest prefix that may be continued; never inside a picture."""
-        limit = min(len(self.held), len(wanted.keys) - 1)
-        common = next((i for i in range(limit) if self.held[i] != wanted.keys[i]), limit)
-        position = 0
-        for run in wanted.runs:
-            size = run.tokens if isinstance(run, Pixels) else len(run)
-            if position < common < position + size and isinstance(run, Pixels):
-                common = position
-            position += size
-        if common < len(self.held) and not self.context.can_resume(common):
-            common = 0
-        if common < len(self.held):
-            self.context.cut(common)
-            del self.held[common:]
-        return common
-
-    def clear(self) -> None:
-        """Forget everything, after an error that leaves the cache unknown."""
-        self.context.cut(0)
-        self.held.clear()
+        return rows
