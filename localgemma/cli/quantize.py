@@ -49,9 +49,16 @@ def command(
 ) -> None:
     """Quantise the model file IN to OUT, or to several types with --types and -o."""
     from localgemma.make.quantize import Wish
+    from localgemma.make.recipe import parse_pair
 
     output = Output(quiet=quiet)
-    wish = Wish(file_type or "", _exceptions(exceptions), imatrix, allow_requantize, threads or 0)
+    wish = Wish(
+        file_type or "",
+        tuple(parse_pair(text, "--tensor-type") for text in exceptions),
+        imatrix,
+        allow_requantize,
+        threads or 0,
+    )
     if types is not None:
         if folder is None or target is not None or file_type is not None:
             raise UsageError("--types makes several files.", "Write: localgemma quantize IN -o DIR --types Q8_0,Q4_K_M")
@@ -62,18 +69,6 @@ def command(
     if target is None and not dry_run:
         raise UsageError("The output is not named.", "Write: localgemma quantize IN OUT --type Q4_K_M")
     _one(source, target, wish, output, dry=dry_run, force=force)
-
-
-def _exceptions(given: tuple[str, ...]) -> tuple[tuple[str, int], ...]:
-    from localgemma.make.types import tensor_type
-
-    pairs = []
-    for text in given:
-        pattern, equals, name = text.rpartition("=")
-        if not equals or not pattern:
-            raise UsageError(f"{text!r} is not REGEX=TYPE.", "Write it like: --tensor-type 'attn_v=q8_0'")
-        pairs.append((pattern, tensor_type(name)))
-    return tuple(pairs)
 
 
 def _one(source: Path, target: Path | None, wish: Wish, output: Output, *, dry: bool, force: bool) -> None:

@@ -90,7 +90,8 @@ class Observed:
 
     def runs(self, prompt: Prompt) -> list[Run]:
         """A prompt as token runs and pictures, cut where the context ends."""
-        left, kept = self.context.size, []
+        kept: list[Run] = []
+        left = self.context.size
         for run in plan(prompt, self.model.vocab, self.options.image_tokens).runs:
             size = run.tokens if isinstance(run, Pixels) else len(run)
             if size > left:
@@ -134,6 +135,18 @@ class Observed:
             cancel.watch(None)
             context.interrupt(False)
         return position
+
+    def logits(self, runs: Sequence[Run], cancel: CancelToken | None = None) -> np.ndarray:
+        """float32 [token positions, vocabulary] of one prompt; raises what `evaluate` does."""
+        import numpy as np
+
+        kept: list[np.ndarray] = []
+
+        def keep(_: int, count: int) -> None:
+            kept.extend(self.context.logits(row) for row in range(count))
+
+        self.evaluate(runs, cancel or CancelToken(), keep)
+        return np.stack(kept)
 
     def _encode(self, picture: Pixels) -> Any:
         if self._projector is None:

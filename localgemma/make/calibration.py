@@ -11,6 +11,7 @@ from localgemma.engine import CancelToken, Prompt
 from localgemma.errors import DiskError, LocalgemmaError, NotFound, UsageError
 from localgemma.gemma4.prompt import MediaReader, render
 from localgemma.llamacpp.imatrix import Collector, Observed
+from localgemma.llamacpp.sequence import Run
 from localgemma.make.imatrix import CHUNK, Entry, Imatrix
 from localgemma.make.quantize import Told
 from localgemma.messages import Message, Pixels, Progress
@@ -104,7 +105,7 @@ def collect(
         return not cancel.cancelled
 
     with Observed(model, projector, options, wanted=collector.wanted, watch=collector.watch, progress=loading) as observed:
-        runs = []
+        runs: list[list[Run]] = []
         for piece in pieces:
             if isinstance(piece, str):
                 runs += [[chunk] for chunk in observed.chunks(piece, CHUNK)]

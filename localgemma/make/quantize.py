@@ -202,14 +202,15 @@ def _file_size(header: Header, tensors: list[Planned], entries: dict[str, str | 
         while len(shape) > 1 and shape[-1] == 1:
             shape.pop()
         size += 8 + len(tensor.name.encode()) + 4 + 8 * len(shape) + 4 + 8
-    return _padded(size) + sum(_padded(tensor.nbytes) for tensor in tensors)
+    return padded(size) + sum(padded(tensor.nbytes) for tensor in tensors)
 
 
 def _value_size(value: object) -> int:
     return 8 + len(value.encode()) if isinstance(value, str) else 4
 
 
-def _padded(size: int) -> int:
+def padded(size: int) -> int:
+    """Bytes that a tensor takes in a file."""
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 

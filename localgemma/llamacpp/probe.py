@@ -1,0 +1,116 @@
+"""What quantising a weight does to a model's predictions, measured in the loaded model: no file is written.
+
+A weight is quantised and decoded again in place, the data is evaluated, and the weight is put back. The source is BF16, F16 or
+F32; what rounding to its type adds is a few hundredths of what Q8_0 loses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from localgemma.engine import CancelToken
+from localgemma.errors import BackendError
+from localgemma.llamacpp import devices, tensors
+from localgemma.llamacpp.imatrix import Observed
+from localgemma.llamacpp.sequence import Run
+from localgemma.options import LoadOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import numpy as np
+
+_BLOCK = 32  # rows of logits compared at a time
+_LARGEST = 80.0  # exponents beyond it would overflow float32
+
+
+class Probe:
+    """A loaded model whose weights can be changed for a while. A context manager."""
+
+    def __init__(
+        self, text: Path, options: LoadOptions, names: Iterable[str], progress: Callable[[float], bool] | None = None
+    ) -> None:
+        """Load; `names` are the weights that may be changed. Raises what loading a model raises."""
+        self._names = frozenset(names)
+        self._places: dict[str, set[int]] = {}
+        self._operations = {tensors.operation(name) for name in ("MUL_MAT", "GET_ROWS")}
+        self.observed = Observed(text, None, options, wanted=self._note, progress=progress)
+
+    def _note(self, tensor: tensors.Tensor) -> bool:
+        """Remember where a weight is; it may be in several places, on the host and on a device."""
+        if tensor.op in self._operations and tensor.src[0]:
+            name = tensors.name_of(tensors.at(tensor.src[0]))
+            if name in self._names:
+                self._places.setdefault(name, set()).add(tensor.src[0])
+        return False
+
+    def divergence(self, prompts: Sequence[Sequence[Run]], references: Sequence[np.ndarray], cancel: CancelToken) -> float:
+        """Mean Kullback-Leibler divergence, in nats a token, of the model as it is now from the reference logits."""
+        total, count = 0.0, 0
+        for runs, reference in zip(prompts, references, strict=True):
+            total += float(kl(reference, self.observed.logits(runs, cancel)).sum())
+            count += len(reference)
+        return total / max(count, 1)
+
+    def values(self, name: str) -> np.ndarray:
+        """float32 [rows, columns] of a weight. BackendError where the evaluation did not use it."""
+        if name not in self._places:
+            raise BackendError(f"The model did not use {name}.", "Measure with other data.")
+        place = min(self._places[name])
+        tensor = tensors.at(place)
+        return tensors.decoded(tensors.load(place), tensor.type, tensor.ne[0])
+
+    @contextmanager
+    def changed(self, weights: Mapping[str, np.ndarray]) -> Iterator[None]:
+        """Have other values, float32 [rows, columns], in some weights until the end of the block."""
+        kept: list[tuple[int, np.ndarray]] = []
+        try:
+            for name, values in weights.items():
+                for place in self._places[name]:
+                    kept.append((place, tensors.load(place)))
+                    tensors.store(place, tensors.encoded(values, tensors.at(place).type))
+            yield
+        finally:
+            for place, data in kept:
+                tensors.store(place, data)
+
+    def close(self) -> None:
+        """Free the model."""
+        self.observed.close()
+
+    def __enter__(self) -> Probe:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def quantised(values: np.ndarray, number: int, importance: np.ndarray | None) -> np.ndarray:
+    """The values, float32 [rows, columns], after a way through ggml type `number`."""
+    return tensors.decoded(tensors.encoded(values, number, importance), number, values.shape[1])
+
+
+def kl(reference: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Kullback-Leibler divergence, in nats, of each row of logits; float64 [rows].
+
+    Written so that nothing cancels: with d the difference of logits less its mean under the reference's p, it is
+    log(1 + sum p (e^d - 1)).
+    """
+    import numpy as np
+
+    def block(start: int) -> Any:
+        base = reference[start : start + _BLOCK].astype(np.float32)
+        base = base - base.max(axis=1, keepdims=True)
+        p = np.exp(base)
+        p /= p.sum(axis=1, keepdims=True, dtype=np.float64)
+        d = other[start : start + _BLOCK] - base
+        d -= np.einsum("ij,ij->i", p, d, dtype=np.float64)[:, None]
+        rest = np.expm1(np.minimum(d, _LARGEST))
+        return np.log1p(np.maximum(np.einsum("ij,ij->i", p, rest, dtype=np.float64), 0))
+
+    with ThreadPoolExecutor(devices.default_threads()) as pool:
+        return np.concatenate(list(pool.map(block, range(0, len(reference), _BLOCK))))
