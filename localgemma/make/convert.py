@@ -6,6 +6,7 @@ What is written equals what llama.cpp's own converter writes, bit for bit, apart
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -71,14 +72,15 @@ def convert(
 ) -> Converted:
     """Write one part of the checkpoint in `folder` to the GGUF file `output`, which appears only when it is whole.
 
-    `part` is None for the model itself: the drafter of a drafter's checkpoint, else the language model. `file_type` is bf16,
-    f16, f32 or q8_0. An output that is there is a UsageError without `replace`. Raises UsageError, BadModelFile, NotFound, DiskError, or Cancelled.
+    `part` is None for the model itself: the drafter of a drafter's checkpoint, else the language model. `file_type` is
+    bf16, f16, f32 or q8_0. An output that is there is a UsageError without `replace`. Raises UsageError, BadModelFile,
+    NotFound, DiskError, or Cancelled.
     """
     start = time.monotonic()
+    _check_not_input(folder, output)
     plan = _plan(folder, part, _checked(file_type))
     writer = Writer(plan.entries, plan.targets, cancel or CancelToken(), progress)
-    for path in {target.stored.path for target in plan.targets if target.stored is not None}:
-        check_target(path, output, writer.size, replace=replace)
+    check_target(None, output, writer.size, replace=replace)
     with draft(output) as new:
         new.path.touch()
         writer.write(new.path)
@@ -98,6 +100,16 @@ def _checked(name: str) -> str:
         hint = "It takes bf16, f16, f32 or q8_0; others are made from the result with: localgemma quantize"
         raise UsageError(f"Converting to {name[:40]!r} is not possible.", hint)
     return name
+
+
+def _check_not_input(folder: Path, output: Path) -> None:
+    """Refuse to write over a file of the checkpoint, also one that this part does not read."""
+    try:
+        same = output.exists() and any(os.path.samefile(path, output) for path in folder.iterdir() if path.suffix != ".gguf")
+    except (OSError, ValueError):  # told where the folder and the output are used
+        return
+    if same:
+        raise UsageError(f"{output} is both input and output.", "Give the output another name.")
 
 
 def _plan(folder: Path, part: Part | None, file_type: str) -> _Plan:

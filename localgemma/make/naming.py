@@ -42,7 +42,8 @@ def general(folder: Path, config: dict[str, Any], architecture: str, kind: str, 
         title = Path(name.rpartition("/")[2] or folder.name)
         metadata = gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), card, known, title, parameters)
     except Exception as error:  # of a YAML parser, and of code that expects other types
-        raise BadModelFile(f"The model card README.md cannot be read: {error!s:.200}.", "Correct or remove it.") from error
+        reason = " ".join(str(error).split())[:200]
+        raise BadModelFile(f"The model card README.md cannot be read ({reason}).", "Correct or remove it.") from error
     metadata.name = metadata.name or folder.name or "gemma-4"
     metadata.size_label = metadata.size_label or gguf.size_label(parameters, parameters, 0, 0)
     for field, value in _sampling(folder, kind == "model" and architecture == "gemma4"):

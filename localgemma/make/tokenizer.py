@@ -29,12 +29,16 @@ _SPACE = chr(ord(" ") + 256)  # what a space inside a merge is written as, since
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """Tokens by id with their types, the merges by rank, ids of special tokens by kind, and the chat template."""
+    """Tokens by id with their types, the merges by rank, ids of special tokens by kind, and the chat template.
+
+    `adds` says by kind which of them a tokenizer puts around every text; Gemma 4 always begins with bos.
+    """
 
     tokens: tuple[str, ...]
     types: tuple[int, ...]
     merges: tuple[str, ...]
     special: dict[str, int]
+    adds: dict[str, bool]
     template: str
     template_note: str
 
@@ -47,9 +51,12 @@ class Vocabulary:
         yield "tokenizer.ggml.merges", "str[]", self.merges
         for kind, token in self.special.items():
             yield f"tokenizer.ggml.{_KINDS[kind]}_token_id", "u32", token
+        for kind, value in self.adds.items():
+            yield f"tokenizer.ggml.add_{kind}_token", "bool", value or kind == "bos"
         yield "tokenizer.chat_template", "str", self.template
         yield "tokenizer.ggml.add_space_prefix", "bool", False
-        yield "tokenizer.ggml.add_bos_token", "bool", True
+        if "bos" not in self.adds:
+            yield "tokenizer.ggml.add_bos_token", "bool", True
 
 
 def read_vocabulary(folder: Path, config: dict[str, Any]) -> Vocabulary:
@@ -67,9 +74,10 @@ def read_vocabulary(folder: Path, config: dict[str, Any]) -> Vocabulary:
     special_names = set(_special_names(settings))
     types = tuple(_type(text, number, len(base), special_names) for number, text in enumerate(tokens))
     template, note = _template(folder, settings)
-    return Vocabulary(
-        tokens, types, _merges(model.get("merges")), _special_ids(settings, added, config, len(tokens)), template, note
-    )
+    special = _special_ids(settings, added, config, len(tokens))
+    adds = {kind: settings.get(f"add_{kind}_token") for kind in ("bos", "eos", "sep")}
+    given = {kind: value for kind, value in adds.items() if isinstance(value, bool)}
+    return Vocabulary(tokens, types, _merges(model.get("merges")), special, given, template, note)
 
 
 def _bad(what: str) -> BadModelFile:
