@@ -23,6 +23,7 @@ _COMMANDS = {
     "quantize": ("localgemma.cli.quantize", "Make a smaller model file, or a whole release."),
     "imatrix": ("localgemma.cli.imatrix", "Read data with a model, for better quantisation."),
     "sessions": ("localgemma.cli.sessions", "List, show, export and remove saved chats."),
+    "doctor": ("localgemma.cli.doctor", "Look at this machine; name what stands in the way, and the fix."),
     "plan": ("localgemma.cli.plan", "Say what this machine can do with a model, and why."),
     "bench": ("localgemma.cli.bench", "Measure how fast a model loads, reads and writes here."),
 }

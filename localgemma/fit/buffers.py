@@ -84,7 +84,7 @@ class Table:
             extra += padded(setup.tokens) * full * 2
         if setup.on_gpu <= len(weights.layers):
             extra += weights.largest
-            host += graph - mask  # layers on the CPU need their own results
+            host += graph - mask if setup.on_gpu else 0  # layers on the CPU need their own results
         gpus = tuple(graph + extra if count else 0 for count in setup.placement)
         return Buffers(gpus, host + shape.vocabulary * 4, "table")
 
