@@ -8,8 +8,7 @@ from pathlib import Path
 
 from localgemma.errors import NotDownloaded, NotFound
 from localgemma.files import store
-from localgemma.files.catalog import Catalog, Found, Name, Role, Variant, total
-from localgemma.files.header import read_header
+from localgemma.files.catalog import Catalog, File, Found, Name, Role, Variant, total
 from localgemma.files.pairing import partner
 from localgemma.files.store import Held
 from localgemma.units import format_size
@@ -103,7 +102,7 @@ def _local(text: Held, name: str, why: str, variant: Variant | None, catalog: Ca
 
 def of_path(path: Path) -> Local:
     """A file given by its path, with the projector and drafter that fit it; raises as `read_header` does."""
-    header = read_header(path)
+    header = store.header_of(path)
     projector, drafter = partner(header, "projector"), partner(header, "drafter")
     return Local(
         path.stem, path, "you gave it",
@@ -122,12 +121,17 @@ def _companions(role: Role, text: Held, variant: Variant | None, catalog: Catalo
         for file in variant.projectors if role == "projector" else variant.drafters:
             for item in store.copies(file)[:1]:
                 yield item.path, "ships with the model" if file.folder else f"belongs to {variant.name}"
-    if text.origin == "linked" and (found := partner(read_header(text.path), role)):
+    if text.origin == "linked" and (found := partner(store.header_of(text.path), role)):
         yield found.path, found.why
-    for other in catalog.variants():
-        if catalog.entries[other.model].width == text.width and other.qat == (variant.qat if variant else False):
-            for file in other.projectors if role == "projector" else other.drafters:
-                for item in store.copies(file)[:1]:
-                    yield item.path, f"{file.publisher}'s, made from the same weights"
-    if text.origin != "linked" and (found := partner(read_header(text.path), role)):
+    for file in dict.fromkeys(_same_weights(role, text.width, bool(variant and variant.qat), catalog)):
+        for item in store.copies(file)[:1]:
+            yield item.path, f"{file.publisher}'s, made from the same weights"
+    if text.origin != "linked" and (found := partner(store.header_of(text.path), role)):
         yield found.path, found.why
+
+
+def _same_weights(role: Role, width: int, qat: bool, catalog: Catalog) -> Iterator[File]:
+    """Files of this role by every publisher of weights of this width and training."""
+    for variant in catalog.variants():
+        if catalog.entries[variant.model].width == width and variant.qat == qat:
+            yield from variant.projectors if role == "projector" else variant.drafters

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -129,6 +130,20 @@ def linked() -> list[Held]:
     return found
 
 
+def header_of(path: Path) -> Header:
+    """A file's header as `read_header` gives it, read once while the file stays the same."""
+    try:
+        stat = path.stat()
+    except (OSError, ValueError):
+        return read_header(path)  # says why
+    return _header(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+@lru_cache(maxsize=16)
+def _header(path: Path, size: int, mtime_ns: int, inode: int) -> Header:
+    return read_header(path)
+
+
 def claimed_sha256(path: Path) -> str | None:
     """The sha256 that the hub's cache names a file by, None where it does not."""
     real = path.resolve()
@@ -185,7 +200,7 @@ def _linked_as(file: File, links: Iterable[Imported]) -> Iterator[_Place]:
 def _examine(place: _Place) -> Held:
     """The file at a place; LocalgemmaError where it is not sound."""
     parts = parts_of(place.path)
-    headers = [read_header(part) for part in parts]
+    headers = [header_of(part) for part in parts]
     for part, header in zip(parts, headers, strict=True):
         _check(place, part, header, alone=len(parts) == 1)
     records = [ledger.recall(part) for part in parts]
