@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from localgemma.llamacpp.imatrix import Observed
 from localgemma.llamacpp.probe import kl
-from localgemma.make import calibration, imatrix, quantize, recipe, sensitivity
+from localgemma.make import calibration, imatrix, quantize, recipe, sensitivity, types
 from localgemma.make.quantize import Wish
 from localgemma.options import LoadOptions
 
@@ -103,7 +103,7 @@ def main() -> None:
             quantize.run_plan(plan, path)
         standard[name] = (plan.size, judge.divergence(path))
         print(f"{name:<8} {plan.size:>12,} {plan.bits:6.3f} bits  KL {standard[name][1]:.5f}", flush=True)
-    values = sum(weight.nbytes for weight in weights) * 8 / 16
+    values = sum(types.values(weight.shape) for weight in weights)
     rows = []
     for bits in map(float, given.budgets.split(",")):
         budget = int(bits * values / 8) + 400_000
