@@ -5,6 +5,7 @@ It knows the Engine protocol, the prompt renderer and the stream parser; it does
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -48,6 +49,7 @@ class Conversation:
         self.last: Done | None = None
         self.keep: Callable[[Conversation], object] | None = None  # called after every change; may raise DiskError
         self._notices: list[Notice] = []  # to be said in the next turn
+        self._name = uuid.uuid4().hex  # what the engine knows it by
         self._fetch = fetch
         self._history = list(history)
         self._start = 0  # turns before this one no longer fit into the context
@@ -251,7 +253,8 @@ class Conversation:
                 gone = sum(message.role == "user" for message in messages[earlier : self._start])
                 yield Notice(f"The context is full: the {gone} oldest turn{'s' * (gone > 1)} will no longer be read.")
             limit = SpanLimit(CHANNEL, CHANNEL_END, self.options.think_budget, insert=(Text("\n"), Control(CHANNEL_END)))
-            yield from turn.run(self.engine.generate(Request(prompt, sampling, limit), turn.token), prompt.open_span)
+            request = Request(prompt, sampling, limit, self._name)
+            yield from turn.run(self.engine.generate(request, turn.token), prompt.open_span)
             done = turn.done()
         except GeneratorExit:
             left = True
