@@ -9,7 +9,9 @@ from pathlib import Path
 from localgemma.errors import LocalgemmaError
 from localgemma.files import imports, store
 from localgemma.files.catalog import Catalog
+from localgemma.files.download import interrupted
 from localgemma.files.imports import models_folder
+from localgemma.files.pieces import JOURNAL
 from localgemma.files.projector import planned
 from localgemma.files.removal import Draft, Removal, is_ours
 from localgemma.files.store import Held, Inventory
@@ -37,8 +39,11 @@ def plan_prune(catalog: Catalog) -> Removal:
     for copy in sorted(store.projectors_folder().glob("*.gguf")):
         if copy not in wanted:
             draft.delete(copy, "a corrected copy without its projector; made again where it is needed")
+    for download in interrupted():
+        if _is_stale(download.blob.with_name(download.blob.name + JOURNAL)):
+            draft.abandon(download, f"the download of {download.path} was interrupted over a day ago")
     for left in _unfinished():
-        draft.delete(left, "unfinished, and a day old")
+        draft.delete(left, "unfinished, and over a day old")
     return draft.done()
 
 
@@ -62,9 +67,13 @@ def _wanted_copies(inventory: Inventory) -> Iterator[Path]:
 
 def _unfinished() -> Iterator[Path]:
     """Files of unfinished work in our own folders that nobody has written to for a day."""
-    before = time.time() - STALE
     for folder in (models_folder(), store.projectors_folder()):
-        for part in folder.glob(".*.part"):
-            for path in sorted(part.rglob("*")) if part.is_dir() else [part]:
-                if path.is_file() and path.stat().st_mtime < before:
-                    yield path
+        for part in sorted(folder.glob(".*.part")):
+            yield from filter(_is_stale, sorted(part.rglob("*")) if part.is_dir() else [part])
+
+
+def _is_stale(path: Path) -> bool:
+    try:
+        return path.is_file() and path.stat().st_mtime < time.time() - STALE
+    except OSError:
+        return False

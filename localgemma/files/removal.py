@@ -8,17 +8,21 @@ is removed and the file stays.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+from filelock import FileLock, Timeout
 
 from localgemma import settings
 from localgemma.errors import DiskError, LocalgemmaError, NotFound, UsageError
 from localgemma.files import imports, ledger, store
 from localgemma.files.bundle import MANIFEST
 from localgemma.files.catalog import Catalog, File
+from localgemma.files.download import interrupted
 from localgemma.files.imports import Imported, models_folder, parts_of
+from localgemma.files.pieces import JOURNAL, PART, Unfinished
 from localgemma.files.projector import planned
 from localgemma.files.store import Held
 
@@ -79,6 +83,13 @@ class Draft:
         with contextlib.suppress(LocalgemmaError):  # a file that cannot be read has no copy
             if (copy := planned(path, store.projectors_folder())) and copy.path.exists():
                 self.delete(copy.path, "its corrected copy")
+
+    def abandon(self, download: Unfinished, why: str) -> None:
+        """Delete what an interrupted download left."""
+        for end in (PART, JOURNAL):
+            path = download.blob.with_name(download.blob.name + end)
+            if path.exists():
+                self.steps.setdefault(("delete", path), Step("delete", path, _size(path), why))
 
     def unlink(self, item: Imported, why: str) -> None:
         """Forget a link."""
@@ -145,7 +156,12 @@ def _plan_name(name: str, catalog: Catalog, draft: Draft) -> None:
     others = [v for v in catalog.variants() if v.text[0] not in texts and any(map(store.copies, v.text))]
     needed = {file for variant in others for file in (*variant.projectors, *variant.drafters)}
     present = [(file, item) for file in meant for item in store.copies(file)]
-    if not present:
+    cut = [
+        each for each in interrupted() if any((f.repository, f.path) == (each.repository, each.path) for f in meant - needed)
+    ]
+    for each in cut:
+        draft.abandon(each, "its download was begun and not finished")
+    if not present and not cut:
         raise NotFound(f"{name} is not on this machine.", "See what is here with: localgemma models list")
     for file, item in sorted(present, key=lambda pair: (pair[0].role != "text", str(pair[1].path))):
         _plan_held(file, item, draft, needed=file in needed)
@@ -172,10 +188,12 @@ def _delete(path: Path) -> None:
     folder = next((f for f in (models_folder(), store.projectors_folder(), cache) if _inside(path, f)), None)
     if folder is None:  # it was moved, or a link was put in its way, since the plan was shown
         raise DiskError(f"{path} is not where localgemma keeps files.", "Plan again.")
-    ledger.forget(path)
-    for name in _names_in_hub(path, cache) if folder == cache else (path,):
-        name.unlink(missing_ok=True)
-        _tidy(name.parent, folder)
+    with _nobody_fetches(path, cache) if path.name.endswith((PART, JOURNAL)) else contextlib.nullcontext():
+        names = _names_in_hub(path, cache) if folder == cache else [path]
+        ledger.forget(path)
+        for name in names:
+            name.unlink(missing_ok=True)
+            _tidy(name.parent, folder)
     for item in imports.imported():
         if item.path == path:
             imports.forget(item)
@@ -187,11 +205,29 @@ def _unlink(path: Path) -> None:
             imports.forget(item)
 
 
+@contextlib.contextmanager
+def _nobody_fetches(path: Path, cache: Path) -> Iterator[None]:
+    """Hold the lock of whoever fetches this file (huggingface_hub's own); DiskError while somebody does."""
+    name = path.name.removesuffix(PART).removesuffix(JOURNAL)
+    lock = cache / ".locks" / path.relative_to(cache).parts[0] / f"{name}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(lock, timeout=0):
+            yield
+    except Timeout as error:
+        raise DiskError(
+            f"{path.name} is being downloaded now.", "Stop that download, or let it end, then try again."
+        ) from error
+
+
 def _names_in_hub(path: Path, cache: Path) -> list[Path]:
     """Every name of the file in its repository: those in snapshots, be they symbolic or hard links, and its blob last."""
     repository = cache / path.relative_to(cache).parts[0]
-    stat = path.stat()
     names = [path]
+    try:
+        stat = path.stat()
+    except OSError:
+        return names
     for name in (*(repository / "snapshots").rglob("*"), *(repository / "blobs").glob("*")):
         with contextlib.suppress(OSError):
             other = name.stat()
@@ -222,7 +258,10 @@ def _inside(path: Path, folder: Path) -> bool:
 
 
 def _size(path: Path) -> int:
+    """Bytes that the file takes on the disk; a download that is not finished has holes."""
     try:
-        return path.stat().st_size
+        stat = path.stat()
     except OSError:
         return 0
+    blocks: int = getattr(stat, "st_blocks", 1 << 62)  # Windows counts none
+    return min(stat.st_size, 512 * blocks)
