@@ -145,6 +145,7 @@ def test_verify(tiny: Published, run: Run) -> None:
     run("pull", "tiny", "-y")
     result = run("verify")
     assert result.exit_code == 0 and result.stdout.count("sha256 and structure are right") == 7, result.output
+    assert run("verify", "tiny").stdout.count("are right") == 4  # with the corrected projector
     path = store.copies(catalog.load().find("tiny").variants[0].text[0])[0].path
     data = bytearray(path.read_bytes())
     data[-100] ^= 4

@@ -103,7 +103,14 @@ def _chosen(names: tuple[str, ...], found: store.Inventory, known: Catalog) -> t
             raise NotFound(f"Nothing of {name[:80]!r} is on this machine.", "See what is with: localgemma models list --here")
         held += [item for item in some if item not in held]
         damaged += [item for item in broken if item not in damaged]
+    copies = {copy.path for item in held if (copy := _copy_of(item))}
+    held += [item for item in found.held if item.path in copies and item not in held]
     return held, damaged
+
+
+def _copy_of(item: Held) -> Copy | None:
+    """The corrected copy that a projector has or would get."""
+    return planned(item.path, store.projectors_folder()) if item.role == "projector" else None
 
 
 def _files_of(name: str, known: Catalog) -> set[catalog.File]:
