@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import lzma
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
-from gguf import GGUFReader, GGUFWriter
+from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from ollama_store import DEMO, Store, fused_blob
 from test_eval import message
 
@@ -27,7 +31,7 @@ from localgemma.files.imports import forget, imported, link
 from localgemma.files.pairing import fits, partner
 from localgemma.files.split import copies_folder, link_copies, plan_split
 from localgemma.messages import Answer, Timings, Usage
-from localgemma.options import ChatOptions, Sampling
+from localgemma.options import ChatOptions, LoadOptions, Sampling
 
 
 @pytest.fixture(autouse=True)
@@ -48,8 +52,6 @@ def models(tmp_path: Path) -> Path:
 
 def tiny(path: Path, architecture: str, **numbers: int | str) -> Path:
     """A GGUF with one tensor and these entries (`_` stands for `.`, `__` for `_`)."""
-    import numpy as np
-
     writer = GGUFWriter(path, architecture)
     for key, value in numbers.items():
         name = key.replace("__", "\0").replace("_", ".").replace("\0", "_")
@@ -226,6 +228,64 @@ def test_a_linked_projector_serves_a_model_elsewhere(tmp_path: Path, models: Pat
     assert partner(header, "drafter") is None, "what is gone is not offered"
 
 
+def shape_of_31b(path: Path) -> Path:
+    """The 31B's layers without their weights: a file with a hole of 17 GB, and no vocabulary."""
+    writer = GGUFWriter(path, "gemma4")
+    writer.add_block_count(60)
+    writer.add_embedding_length(5376)
+    for layer in range(60):
+        for name, shape in (("ffn_gate", (21504, 5376)), ("ffn_up", (21504, 5376)), ("ffn_down", (5376, 21504))):
+            size = 21504 * 5376 // 256 * 144
+            columns = (shape[0], shape[1] // 256 * 144)
+            writer.add_tensor_info(f"blk.{layer}.{name}.weight", columns, np.dtype(np.uint8), size, GGMLQuantizationType.Q4_K)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    os.truncate(path, path.stat().st_size + 32 + 180 * (21504 * 5376 // 256 * 144))
+    return path
+
+
+def test_the_31b_is_recognised_by_its_shape(tmp_path: Path) -> None:
+    path = shape_of_31b(tmp_path / "some-name.gguf")
+    projector(tmp_path / "mmproj-small.gguf", 2560)
+    right = projector(tmp_path / "mmproj-z-right.gguf", 5376)
+    found = run("import", tmp_path, "--dry-run")["found"]
+    assert [(f["name"], f["is_31b"], f["projector"]) for f in found if f["role"] == "text"] == [
+        ("some-name", True, str(right))
+    ]
+    linked = run("import", path)["linked"]
+    assert [(i["role"], i["width"], i["path"]) for i in linked] == [
+        ("text", 5376, str(path)), ("projector", 5376, str(right)),
+    ]  # fmt: skip
+    assert linked[0]["size"] == path.stat().st_size > 10**10 > 512 * path.stat().st_blocks
+
+
+@pytest.mark.live
+@pytest.mark.slow
+def test_a_31b_shaped_file_runs_where_it_lies(tmp_path: Path, shared: Path, full: bool) -> None:
+    """Six layers with the real widths and vocabulary (2.9 GB): linked, opened by path and by name, and it says something."""
+    if not full:
+        pytest.skip("makes a file of 2.9 GB: give --full")
+    import localgemma
+
+    vocabulary, model = tmp_path / "vocab.gguf", tmp_path / "models" / "gemma-4-31b-shape-Q4_K_M.gguf"
+    with lzma.open(shared / "gpu" / "gemma-4-vocab.gguf.xz") as source, vocabulary.open("wb") as target:
+        shutil.copyfileobj(source, target)
+    model.parent.mkdir()
+    make = [sys.executable, str(shared / "gpu" / "make_shape_gguf.py"), str(vocabulary)]
+    subprocess.run([*make, str(model), "Q4_K_M", "text", "6"], check=True, capture_output=True)
+    subprocess.run([*make, str(model.parent / "mmproj-BF16.gguf"), "BF16", "vision", "1"], check=True, capture_output=True)
+    shutil.copy(DEMO / "mmproj.gguf", model.parent / "mmproj-a-wrong.gguf")
+    linked = run("import", model)["linked"]
+    assert [(item["role"], item["width"]) for item in linked] == [("text", 5376), ("projector", 5376)]
+    for name in (model, linked[0]["name"]):
+        with localgemma.open(name, options=LoadOptions(ctx=512, gpu_layers=0, image_tokens=70)) as opened:
+            assert opened.plan.text == model and opened.plan.projector
+            answer = opened.chat().ask("Hello?", temperature=0, max_tokens=8, seed=1)
+            assert answer.usage.answer > 0 and answer.finish_reason in ("length", "stop")
+
+
 def contents(path: Path) -> dict[str, object]:
     reader = GGUFReader(path)
     return {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
@@ -291,7 +351,7 @@ def test_what_cannot_be_split_says_why(tmp_path: Path) -> None:
         plan_split(text(tmp_path / "a.gguf", 64, tokenizer_ggml_model="llama"), tmp_path, "x")
 
 
-def run(*words: object, code: int = 0) -> dict[str, object]:
+def run(*words: object, code: int = 0) -> dict[str, Any]:
     result = CliRunner().invoke(cli, ["models", *map(str, words), "--json"])
     assert result.exit_code == code, result.output
     return json.loads(result.stdout) if code == 0 else {"said": result.output}
@@ -303,7 +363,7 @@ def test_import_links_a_file_with_what_lies_beside_it(models: Path) -> None:
     ]
     assert imported() == ()
     linked = run("import", models / "text.gguf", "--name", "mine")["linked"]
-    assert [(i["name"], i["role"]) for i in linked] == [("mine", "text"), ("mmproj", "projector"), ("drafter", "drafter")]  # type: ignore[attr-defined,index]
+    assert [(i["name"], i["role"]) for i in linked] == [("mine", "text"), ("mmproj", "projector"), ("drafter", "drafter")]
     assert "not clear" in str(run("import", code=2)["said"])
     assert "is not a GGUF" in str(run("import", Path(__file__), code=2)["said"])
     assert "There is no file" in str(run("import", models / "none.gguf", code=3)["said"])
@@ -316,14 +376,14 @@ def test_import_understands_ollamas_folder(tmp_path: Path, models: Path) -> None
     store.manifest("registry.ollama.ai/library/gemma4/31b", model=own)
     store.manifest("hf.co/unsloth/gemma-4-31B-it-GGUF/Q4_K_M", model=plain, projector=eyes)
     linked = run("import", plain)["linked"]
-    assert [(i["name"], i["role"], i["path"]) for i in linked] == [  # type: ignore[attr-defined,index]
+    assert [(i["name"], i["role"], i["path"]) for i in linked] == [
         ("hf.co-unsloth-gemma-4-31B-it-GGUF-Q4_K_M", "text", str(plain)), (eyes.name, "projector", str(eyes)),
     ]  # fmt: skip
-    assert linked[0]["sha256"] == plain.name.removeprefix("sha256-")  # type: ignore[index]
+    assert linked[0]["sha256"] == plain.name.removeprefix("sha256-")
     said = str(run("import", own, code=2)["said"])
     assert "A split copy of" in said and "13.3 MiB" in said and "--split" in said
     made = run("import", own, "--split")
-    assert [i["name"] for i in made["linked"]] == ["gemma4-31b", "mmproj-gemma4-31b"]  # type: ignore[attr-defined,index]
+    assert [i["name"] for i in made["linked"]] == ["gemma4-31b", "mmproj-gemma4-31b"]
     for item in imported():
         assert item.state == "present"
         if item.path.is_relative_to(imports.models_folder()):

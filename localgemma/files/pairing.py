@@ -82,7 +82,7 @@ def _linked(role: Kind) -> Iterable[Path]:
 def _distance(path: Path, text: Path) -> tuple[bool, float, int, str]:
     """How far a candidate is from the model: another training, then an unlike name, then other weights than were trained."""
     qat = ["qat" in str(name).lower() for name in (path, text)]
-    names = [_PLAIN.sub("", name.stem.lower()) for name in (path, text)]
-    likeness = difflib.SequenceMatcher(None, *names, autojunk=False).ratio()
+    name, wanted = (_PLAIN.sub("", each.stem.lower()) for each in (path, text))
+    likeness = difflib.SequenceMatcher(None, name, wanted, autojunk=False).ratio()
     found = [place for place, kind in enumerate(_TRAINED) if kind in path.stem.lower()]
     return qat[0] != qat[1], -likeness, min(found, default=len(_TRAINED)), path.name
