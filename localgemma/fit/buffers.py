@@ -100,16 +100,24 @@ class Table:
 
 
 class Dry(Table):
-    """The table for the search, and llama.cpp's own answer for the setups that matter; answers are kept."""
+    """Llama.cpp's own answers, kept; for a setup that was not asked about, those of one that differs only in its cut.
+
+    Where there is none either, the table.
+    """
 
     def __init__(self, ask: Callable[[Setup], Buffers], backends: tuple[str, ...]) -> None:
         super().__init__(backends)
         self._ask = ask
         self._known: dict[Setup, Buffers] = {}
+        self._alike: dict[tuple[object, ...], Buffers] = {}
 
     def __call__(self, setup: Setup) -> Buffers:
         """See Compute."""
-        return self._known.get(setup) or super().__call__(setup)
+        if found := self._known.get(setup):
+            return found
+        if alike := self._alike.get(_but_for_the_cut(setup)):
+            return Buffers(tuple(max(alike.gpus) if count else 0 for count in setup.placement), alike.host, "dry run")
+        return super().__call__(setup)
 
     def knows(self, setup: Setup) -> bool:
         """Whether llama.cpp was asked about this setup."""
@@ -119,4 +127,11 @@ class Dry(Table):
         """Ask llama.cpp about this setup, and remember it."""
         if setup not in self._known:
             self._known[setup] = self._ask(setup)
+            self._alike[_but_for_the_cut(setup)] = self._known[setup]
         return self._known[setup]
+
+
+def _but_for_the_cut(setup: Setup) -> tuple[object, ...]:
+    options, every = setup.options, len(setup.weights.layers) + 1
+    state = "none" if not setup.on_gpu else "all" if setup.on_gpu == every else "some"
+    return (setup.weights, setup.tokens, options.kv, options.physical_batch, options.outputs, options.sequences, state)

@@ -43,7 +43,7 @@ def from_entry(entry: Entry, headers: Callable[[str], Header | None] = lambda na
             continue
         standing = places[variant.name]
         if f"{variant.quant}@{variant.publisher}" == entry.default:
-            standing = replace(standing, place=standing.place - 0.02)  # of equals, the catalogue's default
+            standing = replace(standing, place=standing.place - 0.01)  # of equals, the catalogue's default
         projector = (variant.projectors[0].size or PROJECTOR_31B_BYTES) if variant.projectors else 0
         header = headers(variant.name)
         weights = weights_of(header) if header else weights_estimate(variant.size, variant.quant)

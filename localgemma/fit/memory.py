@@ -152,7 +152,7 @@ class Need:
 
 
 @lru_cache(maxsize=4096)
-def _sums(weights: Weights, kv: str, tokens: int, ubatch: int, sequences: int) -> tuple[list[int], list[int]]:
+def layer_sums(weights: Weights, kv: str, tokens: int, ubatch: int, sequences: int) -> tuple[list[int], list[int]]:
     """Running sums of the layers' weights and of their KV bytes, from none to all."""
     shape = weights.shape
     sizes = {layer: shape.kv_bytes(layer, kv, tokens, ubatch, sequences) for layer in set(shape.layers)}
@@ -164,7 +164,7 @@ def need(setup: Setup, compute: Compute) -> Need:
     """The memory of a setup."""
     weights, options, count = setup.weights, setup.options, len(setup.weights.layers)
     source: Source = "header" if weights.exact else "file size"
-    layers, kv = _sums(weights, options.kv, setup.tokens, options.physical_batch, options.sequences)
+    layers, kv = layer_sums(weights, options.kv, setup.tokens, options.physical_batch, options.sequences)
     buffers = compute(setup)
     seen_by_gpu = bool(setup.projector and options.projector_on_gpu and setup.placement)
     vision = setup.projector + compute.projector(options.image_tokens) if setup.projector else 0
@@ -188,7 +188,7 @@ def _host(setup: Setup, compute: Compute, buffers: Buffers, vision: int) -> tupl
     """The items in the computer's memory, and what of the mapped file may be dropped."""
     weights, options, count = setup.weights, setup.options, len(setup.weights.layers)
     source: Source = "header" if weights.exact else "file size"
-    layers, kv = _sums(weights, options.kv, setup.tokens, options.physical_batch, options.sequences)
+    layers, kv = layer_sums(weights, options.kv, setup.tokens, options.physical_batch, options.sequences)
     first = max(0, min(count, count + 1 - setup.on_gpu))
     here = setup.on_gpu == 0  # the output is the embedding again, and needs room of its own only where it is not mapped
     output = weights.output if here and (weights.output != weights.embedding or not options.mmap) else 0

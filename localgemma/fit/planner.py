@@ -16,8 +16,9 @@ from localgemma.files.catalog_records import Entry, Variant
 from localgemma.fit.buffers import Compute
 from localgemma.fit.hardware import Machine
 from localgemma.fit.memory import Need, Setup, Weights, need, split_shares
+from localgemma.fit.place import fastest
 from localgemma.fit.quality import Standing, kv_loss
-from localgemma.fit.speed import Rates, tokens_per_second
+from localgemma.fit.speed import Rates, seconds_a_byte, tokens_per_second
 from localgemma.options import KvType, LoadOptions
 
 WANTED_CONTEXT = 32_768  # tokens: a long talk with thoughts and some pictures or a paper
@@ -165,51 +166,28 @@ class Planner:
         return Way(candidate, placed, need(placed, self.compute), speed, cost + speed_cost(speed))
 
     def place(self, setup: Setup) -> Setup | None:
-        """The setup with the most layers on the GPUs that all fit, or None."""
-        every = len(setup.weights.layers) + 1
-        if self.wishes.gpu_layers is not None:
-            asked = every if self.wishes.gpu_layers < 0 else min(self.wishes.gpu_layers, every)
-            return self._placed(setup, asked if self.machine.gpus else 0)
-        if not self.machine.gpus:
-            return self._placed(setup, 0)
-        if whole := self._placed(setup, every):
-            return whole
-        low, high, found = 1, every - 1, None
-        while low <= high:  # fewer layers always need less, except all and none, which are tried on their own
-            middle = (low + high) // 2
-            if placed := self._placed(setup, middle):
-                found, low = placed, middle + 1
-            else:
-                high = middle - 1
-        return found or self._placed(setup, 0)
-
-    def _placed(self, setup: Setup, layers: int) -> Setup | None:
-        """The setup with so many layers put on the GPUs in order, each filled before the next; None where it does not fit."""
-        if not self.machine.gpus:
-            return setup if not layers and self.fits(setup) else None
-        left = layers
-        placement: list[int] = []
-        for index in range(len(self.machine.gpus)):
-            take = left if index == len(self.machine.gpus) - 1 else self._most(setup, placement, left, index, layers)
-            placement.append(take)
-            left -= take
+        """The setup with its layers where they run fastest and fit, or None. A GPU is used wherever it can be."""
+        asked = self.wishes.gpu_layers
+        if self.machine.gpus and asked != 0:
+            every = len(setup.weights.layers) + 1
+            count = None if asked is None else every if asked < 0 else min(asked, every)
+            ready = replace(setup, options=replace(setup.options, devices=self.devices))
+            fixed = need(replace(ready, placement=(every, *[0] * (len(self.machine.gpus) - 1))), self.compute).host_total
+            ram = self.machine.ram_free - fixed
+            placed = fastest(ready, self.machine, self.compute, self._paces(setup), count, ram)
+            if placed and self.fits(placed):
+                return placed
+            if asked is not None:
+                return None
         # Without a layer on it, a GPU that llama.cpp may use would still get compute buffers: it is hidden from it.
-        options = replace(setup.options, devices=self.devices if layers else ())
-        placed = replace(setup, options=options, placement=tuple(placement))
+        hidden = () if self.machine.gpus else setup.options.devices
+        placed = replace(setup, options=replace(setup.options, devices=hidden), placement=(0,) * len(self.machine.gpus))
         return placed if self.fits(placed) else None
 
-    def _most(self, setup: Setup, before: list[int], left: int, index: int, layers: int) -> int:
-        """How many of the layers left this GPU can take."""
-        low, high = 0, left
-        while low < high:
-            middle = (low + high + 1) // 2
-            rest = [0] * (len(self.machine.gpus) - index - 2)
-            trial = replace(setup, placement=(*before, middle, left - middle, *rest))
-            if need(trial, self.compute).gpu(index) <= self.machine.gpus[index].free:
-                low = middle
-            else:
-                high = middle - 1
-        return low
+    def _paces(self, setup: Setup) -> list[float]:
+        """Seconds that a byte of this model's weights takes on the CPU and on each GPU."""
+        devices = [("CPU", self.machine.ram_bandwidth), *((gpu.name, gpu.bandwidth) for gpu in self.machine.gpus)]
+        return [seconds_a_byte(setup.weights, name, bandwidth, self.rates) for name, bandwidth in devices]
 
     def fits(self, setup: Setup) -> bool:
         """Whether every device can hold its share."""

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 from localgemma.files.catalog_records import Entry, Measure, Quality, Variant
 
-A_BIT = 0.04  # a place's advantage a bit a weight: enough to order, too little to outweigh a measured difference
+A_BIT = 0.06  # a place's advantage a bit a weight: enough to order, too little to outweigh a measured difference
 A_STEP = 0.75  # bits a weight that make a file a step larger; below it, the measured one is preferred
 BELOW = 0.6  # a place's loss a bit a weight below the smallest measured file, and once more where nothing was published
+TRAINED = 0.04  # so much before the usual 4 bits are those that the weights were trained for
 UNMEASURED = 0.02  # so much behind a measured file of its size
 SAME = 0.02  # bits a weight within which two files are of one size (sizes are rounded)
 KV_LOSS = {"f16": 0.0, "bf16": 0.0, "f32": 0.0, "q8_0": 0.108}  # localbench; used where the catalogue has none
@@ -71,7 +72,7 @@ Rated = Sequence[tuple[float, float, Variant, Quality]]
 def _trained(variant: Variant, bits: float, rated: Rated) -> Standing:
     """Quantisation-aware training: measured against another reference only, so it has the place of the usual 4 bits."""
     usual = [value for _, value, other, _ in rated if other.quant == "Q4_K_M"]
-    place = min(usual) - A_BIT if usual else 0.0
+    place = min(usual) - TRAINED if usual else 0.0
     told = f"; {variant.quality[0].value:g} by {variant.quality[0].measure.title}, another scale" if variant.quality else ""
     return Standing(place + (5 - bits) / 1000, None, f"trained to be held in 4 bits, placed beside Q4_K_M{told}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from localgemma.fit.hardware import Machine
-from localgemma.fit.memory import Setup
+from localgemma.fit.memory import Setup, Weights
 
 DEPTH = 1024  # tokens of context at which a speed is told
 # Share of a memory's bandwidth that decoding reaches. Published: RTX 4090 79 %, 5090 80 %, 3090 65 %, R9700 81 %, 7900 XT
@@ -18,12 +18,10 @@ def tokens_per_second(setup: Setup, machine: Machine, rates: Rates | None = None
     """Decode speed at `depth` tokens of context. Devices work one after the other."""
     weights, shape, count = setup.weights, setup.weights.shape, len(setup.weights.layers)
     known = rates or {}
-    types = weights.types or ((12, 1),)
-    every = sum(size for _, size in types)
 
     def seconds(device: str, bandwidth: float, layers: range, output: bool) -> float:
         size = sum(weights.layers[i] for i in layers)
-        total = sum(size * part / every / _rate(known, device, kind, bandwidth) for kind, part in types)
+        total = size * seconds_a_byte(weights, device, bandwidth, known)
         if output:
             total += weights.output / _rate(known, device, weights.output_type, bandwidth)
         read = sum(shape.kv_read_layer(shape.layers[i], setup.options.kv, min(depth, setup.tokens)) for i in layers)
@@ -33,8 +31,15 @@ def tokens_per_second(setup: Setup, machine: Machine, rates: Rates | None = None
     time = seconds("CPU", machine.ram_bandwidth, range(first), setup.on_gpu == 0)
     for gpu, (start, end) in zip(machine.gpus, setup.ranges(), strict=False):
         if end > start:
-            time += seconds(gpu.name, gpu.bandwidth or 1e11, range(start, min(end, count)), end > count)
+            time += seconds(gpu.name, gpu.bandwidth, range(start, min(end, count)), end > count)
     return 1 / time if time > 0 else 0.0
+
+
+def seconds_a_byte(weights: Weights, device: str, bandwidth: float, rates: Rates) -> float:
+    """Seconds that a byte of the layers takes on a device, by the types that the layers have."""
+    types = weights.types or ((12, 1),)
+    every = sum(size for _, size in types)
+    return sum(size / every / _rate(rates, device, kind, bandwidth) for kind, size in types)
 
 
 def _rate(rates: Rates, device: str, kind: int, bandwidth: float) -> float:
