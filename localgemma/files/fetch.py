@@ -173,16 +173,18 @@ class Fetch:
                     return  # and ask again: the others had their connections until now
                 position, stop = first, self.file.size
                 self._begun.clear()
+            exact = reply.headers.get("content-length") == str(stop - position)  # read to its end, a connection serves again
             try:
                 worker.reply = reply
                 for chunk in reply.chunks():
                     worker.fetched += len(chunk)
                     position = self._take(worker, stream, position, memoryview(chunk)[: stop - position])
-                    if position >= stop or self._leaves(worker):
+                    if self._leaves(worker) or (position >= stop and not exact):
                         return
             finally:
                 worker.reply = None
-        raise net.Interrupted(f"The hub sent only a part of {self.file.remote.path}.")
+        if position < stop:
+            raise net.Interrupted(f"The hub sent only a part of {self.file.remote.path}.")
 
     def _take(self, worker: _Worker, stream: BinaryIO, position: int, view: memoryview) -> int:
         """Write bytes that belong at `position`, except those of proven pieces; returns the place after them."""
