@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING
 import click
 
 from localgemma.cli.output import Output, interruptible
+from localgemma.cli.quantize_size import RECIPE, Measuring, beside, plan_of_size
 from localgemma.engine import CancelToken
 from localgemma.errors import UsageError
-from localgemma.units import format_size
+from localgemma.units import format_size, parse_size
 
 if TYPE_CHECKING:
     from localgemma.make.quantize import Plan, Wish
 
 _PATH = click.Path(path_type=Path)
+_ONE = "localgemma quantize IN OUT --type Q4_K_M"
+_SEVERAL = "localgemma quantize IN -o DIR --types Q8_0,Q4_K_M"
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -27,6 +30,12 @@ _PATH = click.Path(path_type=Path)
 @click.option("--card", is_flag=True, help="Write a README.md with sizes, checksums and the imatrix' origin.")
 @click.option("--imatrix", metavar="FILE", type=_PATH, help="Importance matrix: see localgemma imatrix.")
 @click.option("--tensor-type", "exceptions", multiple=True, metavar="REGEX=TYPE", help="Another type for some tensors.")
+@click.option("--recipe", metavar="FILE", type=_PATH, help="A recipe that --target-size wrote.")
+@click.option("--target-size", metavar="SIZE", help="The best file of at most this size, by measured sensitivity.")
+@click.option("--data", multiple=True, metavar="FILE", help="Texts and chats to measure with; default: a small mixed set.")
+@click.option("--sensitivities", metavar="FILE", type=_PATH, help="Use this table, or measure and write it.")
+@click.option("--bands", type=click.IntRange(1), metavar="N", help="Bands of layers to measure apart; more is finer.")
+@click.option("--gpu-layers", type=int, metavar="N", help="Layers on the GPU while measuring.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be written, to the byte.")
 @click.option("--force", is_flag=True, help="Replace what is there.")
 @click.option("--allow-requantize", is_flag=True, help="Accept a source that is quantised already (worse).")
@@ -41,40 +50,59 @@ def command(
     card: bool,
     imatrix: Path | None,
     exceptions: tuple[str, ...],
+    recipe: Path | None,
+    target_size: str | None,
+    data: tuple[str, ...],
+    sensitivities: Path | None,
+    bands: int | None,
+    gpu_layers: int | None,
     dry_run: bool,
     force: bool,
     allow_requantize: bool,
     threads: int | None,
     quiet: bool,
 ) -> None:
-    """Quantise the model file IN to OUT, or to several types with --types and -o."""
+    """Quantise the model file IN to OUT, to a size with --target-size, or to several types with --types and -o."""
     from localgemma.make.quantize import Wish
-    from localgemma.make.recipe import parse_pair
+    from localgemma.make.recipe import parse_pair, read_recipe, with_recipe, write_recipe
 
     output = Output(quiet=quiet)
-    wish = Wish(
-        file_type or "",
-        tuple(parse_pair(text, "--tensor-type") for text in exceptions),
-        imatrix,
-        allow_requantize,
-        threads or 0,
-    )
-    if types is not None:
-        if folder is None or target is not None or file_type is not None:
-            raise UsageError("--types makes several files.", "Write: localgemma quantize IN -o DIR --types Q8_0,Q4_K_M")
+    pairs = tuple(parse_pair(text, "--tensor-type") for text in exceptions)
+    wish = Wish(file_type or "", pairs, imatrix, allow_requantize, threads or 0)
+    chosen = [word for word in (file_type, types, recipe, target_size) if word is not None]
+    if len(chosen) != 1 or (types is None) != (folder is None) or (card and types is None):
+        raise UsageError("What to make is not clear.", f"Write: {_ONE}, or {_SEVERAL}")
+    if types is not None and folder is not None:
+        if target is not None:
+            raise UsageError("--types makes several files.", f"Write: {_SEVERAL}")
         _release(source, folder, types, wish, output, card=card, dry=dry_run, force=force)
         return
-    if file_type is None or card or folder is not None:
-        raise UsageError("What to make is not clear.", "Write: localgemma quantize IN OUT --type Q4_K_M")
     if target is None and not dry_run:
-        raise UsageError("The output is not named.", "Write: localgemma quantize IN OUT --type Q4_K_M")
-    _one(source, target, wish, output, dry=dry_run, force=force)
+        raise UsageError("The output is not named.", f"Write: {_ONE}")
+    if (recipe or target_size) and pairs:
+        raise UsageError("A recipe has a type for every tensor.", "Leave out --tensor-type.")
+    if recipe is not None:
+        wish = with_recipe(wish, read_recipe(recipe), source)
+    if target_size is None:
+        _one(source, target, wish, output, dry=dry_run, force=force)
+        return
+    measuring = Measuring(list(data), sensitivities, bands, gpu_layers)
+    plan = plan_of_size(source, target, parse_size(target_size), wish, measuring, output, force=force)
+    _finish(plan, target, output, dry=dry_run, force=force)
+    if target is not None and not dry_run:
+        write_recipe(beside(target, RECIPE), plan)
 
 
 def _one(source: Path, target: Path | None, wish: Wish, output: Output, *, dry: bool, force: bool) -> None:
     from localgemma.make import quantize
 
-    plan = quantize.make_plan(source, wish)
+    _finish(quantize.make_plan(source, wish), target, output, dry=dry, force=force)
+
+
+def _finish(plan: Plan, target: Path | None, output: Output, *, dry: bool, force: bool) -> None:
+    """Show the plan, or carry it out."""
+    from localgemma.make import quantize
+
     if dry:
         _show(plan)
         _warn(plan, output)

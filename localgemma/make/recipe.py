@@ -13,6 +13,7 @@ from localgemma.make.quantize import Plan, Wish
 from localgemma.make.sensitivity import Choice, Table
 from localgemma.units import format_size
 
+Pairs = tuple[tuple[str, int], ...]  # (regular expression on the name, ggml type); the first match counts
 _STEPS = 1 << 15  # the budget is divided into this many units
 _LABELS = {  # the whole-file type that a file mostly of this tensor type is called
     "q8_0": "Q8_0", "q6_K": "Q6_K", "q5_K": "Q5_K_M", "q5_1": "Q5_1", "q5_0": "Q5_0", "q4_K": "Q4_K_M", "q4_1": "Q4_1",
@@ -32,7 +33,7 @@ def plan_for_size(source: Path, table: Table, budget: int, wish: Wish) -> Plan:
     if least > budget:
         hint = "Give a larger size" + ("." if wish.imatrix else ", or an imatrix with --imatrix, which allows smaller types.")
         raise UsageError(f"No recipe of {source.name} is below {format_size(least)} ({least:,} bytes).", hint)
-    plan = quantize.make_plan(source, with_recipe(wish, choose(table, budget - fixed), source))
+    plan = quantize.make_plan(source, with_recipe(wish, exact(choose(table, budget - fixed)), source))
     if plan.size > budget:
         raise BackendError(f"The recipe gives {plan.size:,} bytes, and {budget:,} were allowed.")
     return plan
@@ -99,15 +100,27 @@ def _useful(row: Sequence[Choice]) -> list[Choice]:
     return kept
 
 
-def with_recipe(wish: Wish, recipe: Mapping[str, int], source: Path) -> Wish:
-    """The wish for exactly these types, called by the standard type that most of its bytes have."""
-    shapes = {tensor.name: tensor.shape for tensor in quantize.readable(source).tensors}
+def exact(recipe: Mapping[str, int]) -> Pairs:
+    """The pairs that give each weight its type and match nothing else."""
+    return tuple((f"^{re.escape(name)}$", number) for name, number in recipe.items())
+
+
+def with_recipe(wish: Wish, pairs: Pairs, source: Path) -> Wish:
+    """The wish for these types, called by the standard type that most of their bytes have.
+
+    Raises UsageError where a pattern is no regular expression.
+    """
     sizes: dict[int, int] = {}
-    for name, number in recipe.items():
-        sizes[number] = sizes.get(number, 0) + types.nbytes(shapes[name], number)
+    tensors = quantize.readable(source).tensors
+    for pattern, number in pairs:
+        try:
+            found = [tensor for tensor in tensors if re.search(pattern, tensor.name)]
+        except re.error as error:
+            raise UsageError(f"{pattern[:60]!r} is not a regular expression: {error}.", "Correct it and try again.") from None
+        sizes[number] = sizes.get(number, 0) + sum(types.nbytes(tensor.shape, number) for tensor in found)
     most = sorted(sizes, key=lambda number: -sizes[number])
     label = next((_LABELS[name] for number in most if (name := types.type_name(number)) in _LABELS), "Q8_0")
-    return replace(wish, file_type=label, overrides=tuple((f"^{re.escape(name)}$", number) for name, number in recipe.items()))
+    return replace(wish, file_type=label, overrides=pairs)
 
 
 def write_recipe(path: Path, plan: Plan) -> None:
@@ -118,7 +131,7 @@ def write_recipe(path: Path, plan: Plan) -> None:
         draft.keep()
 
 
-def read_recipe(path: Path) -> tuple[tuple[str, int], ...]:
+def read_recipe(path: Path) -> Pairs:
     """The (regular expression, type) pairs of a recipe; NotFound, DiskError, UsageError naming the wrong word."""
     try:
         words = path.read_text(encoding="utf-8").split()
