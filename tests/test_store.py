@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from published import DEMO, FILES, REPOSITORY, Published, publish, with_template
+from published import DEMO, FILES, REPOSITORY, Published, publish, with_template, without_entry
 from standin_hub import Hub
 
 from localgemma import runtime, settings
@@ -205,6 +205,26 @@ def test_an_older_content_is_told_from_another(tiny: Published) -> None:
     tiny.replaced = [old]
     tiny.write()
     assert held()[0].version == "older"
+
+
+def test_a_model_in_parts(tiny: Published) -> None:
+    parts = [f"tiny-Q8_0-0000{number}-of-00002.gguf" for number in (1, 2)]
+    second = without_entry(DEMO / "text.gguf", "general.architecture")  # only the first part says what it is
+    for part, data in zip(parts, (tiny.data["text"], second), strict=True):
+        tiny.hub.add(REPOSITORY, part, data)
+    lines = [f'{{ quant = "Q8_0", path = "{part}" }}' for part in parts]
+    path = settings.load().config_dir / "models.toml"
+    path.write_text(path.read_text().replace("text = [", f"text = [{', '.join(lines)}, ").replace("revision", "#"))
+    variant = catalog.load().find("tiny:Q8_0").variants[0]
+    result = pulling.run(pulling.plan(variant))
+    assert result.text.name == parts[0] and len(variant.text) == 2
+    (item,) = [item for item in held() if item.quant == "Q8_0"]
+    assert item.size == len(tiny.data["text"]) + len(second) and item.verified and item.ours
+    assert not pulling.plan(variant).fetches
+    other = result.text.with_name(parts[1])
+    other.resolve().write_bytes(second[:-100])
+    assert [item.quant for item in held()] == [] and len(store.inventory(catalog.load()).damaged) == 1
+    assert pulling.run(pulling.plan(variant)) == result and other.read_bytes() == second
 
 
 def test_verify_knows_the_structure_and_the_sha256(tmp_path: Path) -> None:

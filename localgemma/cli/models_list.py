@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from localgemma import runtime
 from localgemma.cli.models_view import (
     JSON,
     ORIGINS,
@@ -114,9 +115,9 @@ def _show_available(variants: list[Variant], found: Inventory, known: Catalog, e
     if unsized and not every:
         click.echo(f"And {len(unsized)} whose size nobody has published: --all")
     click.echo()
-    for entry in known.entries.values():
-        if any(f"{v.quant}@{v.publisher}" == entry.default and v.model == entry.name for v in could):
-            print_note(f"Without a plan, {entry.name} alone means {entry.default}: {entry.default_reason}.")
+    for model in dict.fromkeys(variant.model for variant in could):
+        variant, why = runtime.choose(known.find(model))
+        print_note(f"{model} alone means {variant.name} here: {why}.")
     for measure in {q.measure.name: q.measure for v in sized for q in v.quality}.values():
         better = "lower" if measure.lower_is_better else "higher"
         print_note(f"{measure.name}: {measure.metric}; {better} is better. {measure.caution}")

@@ -81,7 +81,7 @@ def _show(plan: PullPlan) -> None:
         click.echo("Everything is here.")
         return
     need = plan.demand
-    partly = f" ({format_size(need.partial)} of it is here already)" if need.partial else ""
+    partly = f", besides {format_size(need.partial)} that are here already," if need.partial else ""
     print_note(
         f"To download: {format_size(need.missing)}{partly} into {shortened(need.folder)}, {format_size(need.free)} free."
     )

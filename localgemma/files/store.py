@@ -23,6 +23,7 @@ from localgemma.files.imports import Imported, imported, parts_of
 
 Origin = Literal["shipped", "hub", "linked", "corrected"]
 Version = Literal["same", "newer", "older", "other", "unknown"]
+_AGAIN = "Get it again with: localgemma models pull NAME"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ORDER: dict[Version, int] = {"newer": 0, "same": 1, "unknown": 2, "other": 3, "older": 4}
 
@@ -201,6 +202,8 @@ def _examine(place: _Place) -> Held:
     """The file at a place; LocalgemmaError where it is not sound."""
     parts = parts_of(place.path)
     headers = [header_of(part) for part in parts]
+    if place.file and kind_of(headers[0]) != place.file.role:
+        raise LocalgemmaError(f"{place.path.name} is not a {place.file.role} file, as the catalogue says.", _AGAIN)
     for part, header in zip(parts, headers, strict=True):
         _check(place, part, header, alone=len(parts) == 1)
     records = [ledger.recall(part) for part in parts]
@@ -236,16 +239,13 @@ def _version(file: File | None, sha256: str | None, supersedes: str | None) -> V
 
 def _check(place: _Place, part: Path, header: Header, *, alone: bool) -> None:
     """LocalgemmaError where a sound header belongs to the wrong or a damaged file."""
-    again = "Get it again with: localgemma models pull NAME"
     wanted = place.file
-    if wanted and kind_of(header) != wanted.role:
-        raise LocalgemmaError(f"{part.name} is not a {wanted.role} file, as the catalogue says.", again)
     same = wanted is not None and alone and wanted.sha256 is not None and place.sha256 in (None, wanted.sha256)
     if wanted and same and wanted.bytes not in (None, header.file_size):
-        raise LocalgemmaError(f"{part.name} has {header.file_size:,} bytes, not {wanted.bytes:,}.", again)
+        raise LocalgemmaError(f"{part.name} has {header.file_size:,} bytes, not {wanted.bytes:,}.", _AGAIN)
     record = ledger.recall(part)
     if record and not record.intact:
-        raise LocalgemmaError(f"{part.name} is damaged: a check found other bytes than there should be.", again)
+        raise LocalgemmaError(f"{part.name} is damaged: a check found other bytes than there should be.", _AGAIN)
 
 
 def width_of(header: Header) -> int:
