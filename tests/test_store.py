@@ -18,7 +18,7 @@ from localgemma.files import pull as pulling
 from localgemma.files.facts import facts_of
 from localgemma.files.header import read_header
 from localgemma.files.hub import RemoteFile, resolve
-from localgemma.files.imports import link
+from localgemma.files.imports import link, parts_of
 from localgemma.files.locate import locate, of_path
 from localgemma.files.projector import planned
 from localgemma.files.verify import sha256_of, verify, verify_copy
@@ -221,6 +221,8 @@ def test_a_model_in_parts(tiny: Published) -> None:
     (item,) = [item for item in held() if item.quant == "Q8_0"]
     assert item.size == len(tiny.data["text"]) + len(second) and item.verified and item.ours
     assert not pulling.plan(variant).fetches
+    facts = facts_of(*(read_header(part) for part in parts_of(result.text)))
+    assert (facts.parameters, facts.types[0].tensors, facts.file_size) == (2 * 10_696_780, 2 * 71, item.size)
     other = result.text.with_name(parts[1])
     other.resolve().write_bytes(second[:-100])
     assert [item.quant for item in held()] == [] and len(store.inventory(catalog.load()).damaged) == 1

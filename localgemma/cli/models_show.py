@@ -22,7 +22,7 @@ from localgemma.cli.models_view import (
 from localgemma.errors import BadModelFile, NotDownloaded
 from localgemma.files import catalog, ledger, store
 from localgemma.files.facts import facts_of
-from localgemma.files.header import read_header
+from localgemma.files.imports import parts_of
 from localgemma.files.locate import locate, of_path
 from localgemma.files.projector import planned
 from localgemma.gemma4 import shape as shapes
@@ -53,8 +53,8 @@ def command(name: str, as_object: bool) -> None:
     known = catalog.load()
     local = _local(name, known)
     variant = _variant(name, local, known)
-    header = read_header(local.text) if local else _fetched(variant)
-    facts, kv = facts_of(header), _kv(header)
+    headers = [store.header_of(part) for part in parts_of(local.text)] if local else _fetched(variant)
+    facts, kv = facts_of(*headers), _kv(headers[0])
     if as_object:
         print_json(_as_json(variant, local, facts, kv))
         return
@@ -88,13 +88,12 @@ def _variant(name: str, local: Local | None, known: Catalog) -> Variant | None:
     return next((variant for variant in known.variants() if local.name in (variant.name, variant.model)), None)
 
 
-def _fetched(variant: Variant | None) -> Header:
+def _fetched(variant: Variant | None) -> list[Header]:
+    """The headers of a text model's parts, by range."""
     from localgemma.files.pull import remote_of
     from localgemma.files.remote import fetch_header
 
-    if variant is None:
-        raise BadModelFile("There is no header to show.")
-    return fetch_header(remote_of(variant.text[0]))
+    return [fetch_header(remote_of(part)) for part in variant.text] if variant else []
 
 
 def _origin(variant: Variant | None, local: Local | None) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from itertools import chain
 from math import prod
 
 from localgemma.files.header import Header, Kind, kind_of
@@ -49,10 +50,10 @@ class Facts:
     file_size: int
 
 
-def facts_of(header: Header) -> Facts:
-    """The facts of one file; of a model in several parts, those of this part."""
+def facts_of(header: Header, *more: Header) -> Facts:
+    """The facts of a file, or of a model in several parts: the first says what it is, all have tensors."""
     count: dict[int, list[int]] = {}
-    for tensor in header.tensors:
+    for tensor in chain(header.tensors, *(part.tensors for part in more)):
         share = count.setdefault(tensor.type_id, [0, 0, 0])
         for place, value in enumerate((1, prod(tensor.shape), tensor.nbytes)):
             share[place] += value
@@ -70,7 +71,7 @@ def facts_of(header: Header) -> Facts:
         types=tuple(types),
         context=header.number(f"{architecture}.context_length"),
         template_sha256=hashlib.sha256(template.encode()).hexdigest() if template else None,
-        file_size=header.file_size,
+        file_size=header.file_size + sum(part.file_size for part in more),
     )
 
 
