@@ -66,10 +66,15 @@ def without_entry(path: Path, key: str) -> bytes:
 
 def with_template(data: bytes, template: str, scratch: Path) -> bytes:
     """A GGUF file's bytes with another chat template."""
+    return with_text(data, "tokenizer.chat_template", template, scratch)
+
+
+def with_text(data: bytes, key: str, value: str, scratch: Path) -> bytes:
+    """A GGUF file's bytes with another text under a key that it has."""
     scratch.write_bytes(data)
     header = read_header(scratch)
-    first, end = header.places["tokenizer.chat_template"]
-    key, text = b"tokenizer.chat_template", template.encode()
-    entry = struct.pack("<Q", len(key)) + key + struct.pack("<IQ", 8, len(text)) + text
+    first, end = header.places[key]
+    name, text = key.encode(), value.encode()
+    entry = struct.pack("<Q", len(name)) + name + struct.pack("<IQ", 8, len(text)) + text
     start = data[:first] + entry + data[end : header.header_end]
     return start + bytes(-len(start) % header.alignment) + data[header.data_offset :]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from published import FILES, REPOSITORY, Published, publish, with_template
+from published import FILES, REPOSITORY, Published, publish, with_template, with_text
 from standin_hub import Hub
 
 from localgemma import settings
@@ -169,6 +169,11 @@ def test_outdated_and_update(tiny: Published, run: Run, tmp_path: Path) -> None:
     assert "only the chat template changed" in result.stdout and "needs no download" in result.stdout
     served = tiny.hub.bytes_served(FILES["text"])
     assert run("update", "-y").exit_code == 0 and tiny.hub.bytes_served(FILES["text"]) == served
+    tiny.hub.change(REPOSITORY, FILES["text"], with_text(tiny.data["text"], "general.name", "New", tmp_path / "scratch"))
+    served = tiny.hub.bytes_served(FILES["text"])
+    assert "to make anew from what is here: 1 files" in run("update", "--dry-run").stdout
+    assert "Updated" in run("update").stdout  # nothing is downloaded, so nothing is asked
+    assert tiny.hub.bytes_served(FILES["text"]) - served <= len(tiny.data["text"])  # the header's range
     data = bytearray(tiny.data["text"])
     data[-9] ^= 1
     tiny.hub.change(REPOSITORY, FILES["text"], bytes(data))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from published import DEMO, FILES, REPOSITORY, Published, publish, with_template, without_entry
+from published import DEMO, FILES, REPOSITORY, Published, publish, with_template, with_text, without_entry
 from standin_hub import Hub
 
 from localgemma import runtime, settings
@@ -315,6 +315,7 @@ def test_nothing_is_asked_offline(tiny: Published, monkeypatch: pytest.MonkeyPat
     [
         ("nothing", "none", ""),
         ("template", "template", "only the chat template changed"),
+        ("header", "header", "only the header (general.name) changed; the weights are the same"),
         ("weights", "weights", "the weights differ, in the same types"),
         ("both", "weights", "the weights differ, in the same types, and the chat template"),
         ("types", "weights", "tensors"),
@@ -330,6 +331,8 @@ def test_what_a_publisher_changed(tiny: Published, tmp_path: Path, change: str, 
     new = bytes(data)
     if change in ("template", "both"):
         new = with_template(new, "{{ messages }} and more" * 50, tmp_path / "scratch")
+    if change == "header":
+        new = with_text(new, "general.name", "Another name, and longer", tmp_path / "scratch")
     if change == "types":
         new = tiny.data["drafter"]
     if change != "nothing":
@@ -340,6 +343,12 @@ def test_what_a_publisher_changed(tiny: Published, tmp_path: Path, change: str, 
     assert (finding.change, says in finding.detail) == (expected, True), finding.detail
     assert finding.needs_download == (expected == "weights")
     assert tiny.hub.bytes_served(FILES["text"]) - before <= len(new)
+    if change == "header":
+        served = tiny.hub.bytes_served(FILES["text"])
+        assert outdated.rebuild(finding).read_bytes() == new
+        assert {each.version for each in held()} == {"newer", "same"} and all(each.ours for each in held())
+        assert locate("tiny", catalog.load()).text.read_bytes() == new
+        assert tiny.hub.bytes_served(FILES["text"]) == served
     if change == "template":
         quick = outdated.compare(item, newest, prove=False)
         assert quick.change == "unknown" and "not known" in quick.detail

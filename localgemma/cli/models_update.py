@@ -22,7 +22,7 @@ from localgemma.cli.output import Output, interruptible
 from localgemma.engine import CancelToken
 from localgemma.files import catalog, store
 from localgemma.files.download import demand
-from localgemma.files.outdated import Finding, compare, newest_of
+from localgemma.files.outdated import Finding, compare, newest_of, rebuild
 from localgemma.files.pull import Item, fetch
 from localgemma.units import format_size
 
@@ -52,7 +52,7 @@ def outdated(names: tuple[str, ...], quick: bool, as_object: bool) -> None:
         print_json({"files": [_as_json(finding) for finding in findings]})
         return
     _show(findings, known)
-    if any(finding.needs_download for finding in findings):
+    if any(finding.needs_download or finding.needs_rebuild for finding in findings):
         print_note("Get the newest with: localgemma models update")
 
 
@@ -64,28 +64,39 @@ def outdated(names: tuple[str, ...], quick: bool, as_object: bool) -> None:
 def update(names: tuple[str, ...], dry_run: bool, yes: bool, as_object: bool) -> None:
     """Download the newest of what is here, where more than the chat template changed.
 
-    What is replaced stays until: localgemma models prune
+    Where only the header is new, the file is made from it and the weights that are here. What is replaced stays until:
+    localgemma models prune
     """
     known = catalog.load()
     findings = _compared(_published(names, known), False, as_object)
     wanted = [Item(f.held.file, None, f.newest) for f in findings if f.needs_download and f.held.file and f.newest]
+    rebuilt = [finding for finding in findings if finding.needs_rebuild]
     if not as_object:
         _show(findings, known)
     need = demand([item.remote for item in wanted if item.remote])
     if wanted and not dry_run:
         confirm(f"Download {format_size(need.missing)}?", yes or as_object)
-        token = CancelToken()
-        with interruptible(token, Output(quiet=as_object)), progress_bar("Downloading", need.total) as bar:
-            fetch(wanted, progress=lambda now: bar.at(now.done, now.bytes_per_second, now.seconds_left), cancel=token)
+    if not dry_run:
+        _bring(wanted, need.total, rebuilt, not as_object)
     if as_object:
         files = [_as_json(finding) for finding in findings]
         print_json({"files": files, "download_bytes": need.missing, "dry_run": dry_run})
-    elif wanted:
-        print_note(
-            f"To download: {format_size(need.missing)}."
-            if dry_run
-            else "Updated. Remove the old with: localgemma models prune"
-        )
+    elif dry_run and (wanted or rebuilt):
+        print_note(f"To download: {format_size(need.missing)}; to make anew from what is here: {len(rebuilt)} files.")
+    elif wanted or rebuilt:
+        print_note("Updated. Remove the old with: localgemma models prune")
+
+
+def _bring(wanted: list[Item], size: int, rebuilt: list[Finding], shown: bool) -> None:
+    """Make what can be made here, download the rest."""
+    token = CancelToken()
+    with interruptible(token, Output(quiet=not shown)):
+        work = sum(finding.held.size for finding in rebuilt)
+        with progress_bar("Making anew", work, shown=shown) as bar:
+            for finding in rebuilt:
+                rebuild(finding, told=bar.told, cancel=token)
+        with progress_bar("Downloading", size, shown=shown) as bar:
+            fetch(wanted, progress=lambda now: bar.at(now.done, now.bytes_per_second, now.seconds_left), cancel=token)
 
 
 def _published(names: tuple[str, ...], known: Catalog) -> list[Held]:
@@ -148,6 +159,6 @@ def _as_json(finding: Finding) -> dict[str, Any]:
     newest = finding.newest
     return {
         "name": finding.held.name, "path": finding.held.path, "sha256": finding.held.sha256, "change": finding.change,
-        "detail": finding.detail, "needs_download": finding.needs_download,
+        "detail": finding.detail, "needs_download": finding.needs_download, "needs_rebuild": finding.needs_rebuild,
         "newest": {"commit": newest.commit, "sha256": newest.sha256, "bytes": newest.size} if newest else None,
     }  # fmt: skip

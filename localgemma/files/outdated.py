@@ -9,16 +9,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from localgemma.engine import CancelToken
-from localgemma.files import hub
+from localgemma.errors import Cancelled, ChecksumError
+from localgemma.files import cache, hub, ledger
 from localgemma.files.header import Header, read_header
 from localgemma.files.hub import Resolved
 from localgemma.files.imports import parts_of
 from localgemma.files.remote import fetch_header
 from localgemma.files.store import Held
-from localgemma.files.verify import Told, feed_file
+from localgemma.files.verify import BLOCK, Told, feed_file
+from localgemma.files.whole import disk_errors, make_room, whole_file
 
 Change = Literal["none", "template", "header", "weights", "unknown", "gone"]
 TEMPLATE = "tokenizer.chat_template"
@@ -35,8 +38,13 @@ class Finding:
 
     @property
     def needs_download(self) -> bool:
-        """Whether what localgemma uses of the file changed; it renders prompts with a template of its own."""
-        return self.change not in ("none", "template", "gone")
+        """Whether bytes that localgemma uses and does not have are on the hub; it has a chat template of its own."""
+        return self.change in ("weights", "unknown")
+
+    @property
+    def needs_rebuild(self) -> bool:
+        """Whether a new header and the weights that are here make the new file."""
+        return self.change == "header"
 
 
 def newest_of(items: Iterable[Held]) -> dict[tuple[str, str], Resolved]:
@@ -50,7 +58,7 @@ def compare(
 ) -> Finding:
     """What changed between the file here and the hub's newest.
 
-    Where only the header may have changed, `prove` reads the weights that are here (about 2 s a GB). Raises as
+    Where only the header may have changed, `prove` reads the weights that are here (about 1 s a GB). Raises as
     `fetch_header` does, and Cancelled.
     """
     if newest is None:
@@ -74,6 +82,39 @@ def compare(
     return Finding(
         held, newest, "template" if keys == [TEMPLATE] else "header", f"only {which} changed; the weights are the same"
     )
+
+
+def rebuild(finding: Finding, *, told: Told | None = None, cancel: CancelToken | None = None) -> Path:
+    """The new file of a finding that needs no download, made in the hub's cache from the new header and the weights here.
+
+    Raises DiskError, Cancelled, and ChecksumError where the file here was changed meanwhile.
+    """
+    held, newest = finding.held, finding.newest
+    if not finding.needs_rebuild or newest is None:
+        raise ValueError(f"{held.name} cannot be rebuilt")
+    ours, theirs, blob = read_header(held.path), fetch_header(newest), cache.blob_of(newest)
+    make_room(blob.parent, newest.size, f"The new {held.name}")
+    digest = hashlib.sha256()
+    with disk_errors(f"The new {held.name}", blob.parent), whole_file(blob) as target:
+        for source, start, count in ((theirs, 0, theirs.data_offset), (ours, ours.data_offset, ours.file_size)):
+            with source.path.open("rb") as stream:
+                stream.seek(start)
+                while block := stream.read(min(BLOCK, count)):
+                    count -= len(block)
+                    digest.update(block)
+                    target.write(block)
+                    if told:
+                        told(len(block))
+                    if cancel is not None and cancel.cancelled:
+                        raise Cancelled("Cancelled.")
+        if digest.hexdigest() != newest.sha256:
+            raise ChecksumError(f"{held.path.name} was changed meanwhile.", "See what is here with: localgemma models verify")
+    with disk_errors(f"The new {held.name}", blob.parent):
+        path = cache.place(newest)
+        cache.remember(newest)
+    known = held.file.sha256 if held.file else None
+    ledger.record(path, digest.hexdigest(), fetched=True, supersedes=known if known != newest.sha256 else None)
+    return path
 
 
 def _tensor_difference(ours: Header, theirs: Header) -> str:
