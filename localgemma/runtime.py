@@ -134,7 +134,7 @@ def open(
     def attempt(reduced: LoadOptions) -> Engine:
         return open_engine(found.text, plan.projector, reduced, name=found.name, quant=plan.quant, notes=notes, progress=told)
 
-    engine, loaded, given_up = calibrate.load(plan.options, wishes, attempt)
+    engine, loaded, given_up = calibrate.load(plan.decision, plan.options, wishes, attempt)
     if not given_up:
         _, given_up = calibrate.after(before, plan.decision)
     return Model(engine, replace(plan, options=loaded, notes=given_up))

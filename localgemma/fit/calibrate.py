@@ -10,9 +10,10 @@ from typing import TypeVar
 from localgemma import measured
 from localgemma.errors import DoesNotFit
 from localgemma.fit import probe
+from localgemma.fit.buffers import Table
 from localgemma.fit.explain import Decision
 from localgemma.fit.hardware import Machine
-from localgemma.fit.memory import MARGIN
+from localgemma.fit.memory import MARGIN, need
 from localgemma.fit.planner import Wishes
 from localgemma.llamacpp import devices
 from localgemma.options import LoadOptions
@@ -20,6 +21,7 @@ from localgemma.units import GIB, MIB, format_size
 
 LOGGER = logging.getLogger("localgemma.fit")
 LEAST_CONTEXT = 2048
+LEAST_RAM = 128 * MIB  # llama.cpp ends the process where one of its small allocations fails: with less, no load begins
 LEAST_DRIVER = 64 * MIB
 _NOT_TOUCHED = ("margin", "program", "compute buffer", "pictures seen")  # of the RAM, right after a load
 _T = TypeVar("_T")
@@ -95,27 +97,46 @@ def smaller(options: LoadOptions, wishes: Wishes) -> Iterator[tuple[LoadOptions,
         yield options, f"{layers} layers on the GPU"
 
 
+def lacking(decision: Decision, options: LoadOptions) -> str:
+    """What is too little at this very moment for these options, as a sentence; empty where nothing is.
+
+    Programs come and go between plan and load, and llama.cpp ends the process where a small allocation fails. Of the
+    mapped file nothing is counted: its pages can wait.
+    """
+    setup = replace(decision.way.setup, options=options, tokens=options.ctx or decision.way.setup.tokens)
+    if options.gpu_layers != setup.on_gpu:
+        setup = replace(setup, placement=(options.gpu_layers or 0, *[0] * (len(setup.placement) - 1))[: len(setup.placement)])
+    taken = need(setup, Table(tuple(gpu.backend for gpu in decision.machine.gpus)))
+    spared = ("margin", "program", "pictures seen", *(("weights",) if options.mmap else ()))
+    wanted = sum(item.size for item in taken.host if item.what not in spared) + taken.droppable + LEAST_RAM
+    free, _ = probe.memory()
+    if free < wanted:
+        return f"It needs {format_size(wanted)} of RAM, and {format_size(free)} are free."
+    return ""
+
+
 def load(
-    options: LoadOptions, wishes: Wishes, attempt: Callable[[LoadOptions], _T]
+    decision: Decision, options: LoadOptions, wishes: Wishes, attempt: Callable[[LoadOptions], _T]
 ) -> tuple[_T, LoadOptions, tuple[str, ...]]:
     """Attempt the load; where memory does not suffice after all, with less and less. Raises DoesNotFit where nothing helps.
 
     The sentences say what was given up and why.
     """
-    try:
-        return attempt(options), options, ()
-    except DoesNotFit as error:
-        first = error
-    except MemoryError:
-        first = DoesNotFit("There is not enough memory to load the model.")
-    for reduced, what in smaller(options, wishes):
-        LOGGER.info("stepping down to %s: %s", what, first)
-        try:
-            return (
-                attempt(reduced),
-                reduced,
-                (f"It did not fit as planned ({first.message.rstrip('.')}); loaded with {what}.",),
-            )
-        except (DoesNotFit, MemoryError):
-            continue
-    raise DoesNotFit(first.message, "Close other programs, choose a smaller file, or ask for less: --ctx, --gpu-layers.")
+    first = ""
+    for reduced, what in ((options, ""), *smaller(options, wishes)):
+        reason = lacking(decision, reduced)
+        if not reason:
+            try:
+                engine = attempt(reduced)
+            except DoesNotFit as error:
+                reason = error.message
+            except (MemoryError, RuntimeError) as error:  # RuntimeError: no room for a thread's stack
+                if isinstance(error, RuntimeError) and "thread" not in str(error):
+                    raise
+                reason = "There is not enough memory to load the model."
+            else:
+                told = f"It did not fit as planned ({first.rstrip('.')}); loaded with {what}."
+                return engine, reduced, (told,) if first else ()
+        first = first or reason
+        LOGGER.info("with %s: %s", what or "the plan", reason)
+    raise DoesNotFit(first, "Close other programs, choose a smaller file, or ask for less: --ctx, --gpu-layers.")

@@ -18,7 +18,7 @@ from localgemma.options import LoadOptions
 _SPLIT = {"none": 0, "layer": 1, "row": 2}  # llama.h enum llama_split_mode
 _USER_DEFINED = 1 << 4  # llama.h LLAMA_TOKEN_ATTR_USER_DEFINED
 _CONTROL = 1 << 3
-_MEMORY = re.compile(r"allocat|out of memory|bad_alloc|mmap failed|cudaMalloc", re.IGNORECASE)
+OUT_OF_MEMORY = re.compile(r"allocat|out of memory|bad_alloc|mmap failed|cudaMalloc", re.IGNORECASE)
 LONGEST_TEXT = 1 << 26  # bytes a text may have: far beyond 262,144 tokens
 
 
@@ -66,7 +66,7 @@ class Model:
             if cancelled:
                 raise Cancelled("Loading was cancelled.")
             reason = log.last_error() or "no reason given"
-            if _MEMORY.search(reason):
+            if OUT_OF_MEMORY.search(reason):
                 raise DoesNotFit(f"There is not enough memory to load {self.path.name}: {reason}.")
             raise BadModelFile(f"llama.cpp cannot load {self.path.name}: {reason}.")
         return pointer

@@ -10,7 +10,7 @@ from typing import Any
 
 from localgemma.errors import BackendError, BadModelFile, DoesNotFit
 from localgemma.llamacpp import library, log
-from localgemma.llamacpp.model import Model
+from localgemma.llamacpp.model import OUT_OF_MEMORY, Model
 from localgemma.messages import Pixels
 from localgemma.options import LoadOptions
 
@@ -35,7 +35,10 @@ class Projector:
         log.clear()
         self._context = self._m.mtmd_init_from_file(os.fsencode(path), model.pointer, params)
         if not self._context:
-            raise BadModelFile(f"{path.name} does not fit this model: {log.last_error() or 'no reason given'}.")
+            reason = log.last_error() or "no reason given"
+            if OUT_OF_MEMORY.search(reason):
+                raise DoesNotFit(f"There is not enough memory to load {path.name}: {reason}.")
+            raise BadModelFile(f"{path.name} does not fit this model: {reason}.")
 
     def holds(self, picture: Pixels) -> bool:
         """Whether the picture's embedding is in the cache."""
