@@ -21,7 +21,6 @@ from localgemma.units import GIB, MIB, format_size
 
 LOGGER = logging.getLogger("localgemma.fit")
 LEAST_CONTEXT = 2048
-LEAST_RAM = 128 * MIB  # llama.cpp ends the process where one of its small allocations fails: with less, no load begins
 LEAST_DRIVER = 64 * MIB
 _NOT_TOUCHED = ("margin", "program", "compute buffer", "pictures seen")  # of the RAM, right after a load
 _T = TypeVar("_T")
@@ -108,7 +107,7 @@ def lacking(decision: Decision, options: LoadOptions) -> str:
         setup = replace(setup, placement=(options.gpu_layers or 0, *[0] * (len(setup.placement) - 1))[: len(setup.placement)])
     taken = need(setup, Table(tuple(gpu.backend for gpu in decision.machine.gpus)))
     spared = ("margin", "program", "pictures seen", *(("weights",) if options.mmap else ()))
-    wanted = sum(item.size for item in taken.host if item.what not in spared) + taken.droppable + LEAST_RAM
+    wanted = sum(item.size for item in taken.host if item.what not in spared) + taken.droppable + probe.LEAST_RAM
     free, _ = probe.memory()
     if free < wanted:
         return f"It needs {format_size(wanted)} of RAM, and {format_size(free)} are free."

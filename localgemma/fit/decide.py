@@ -10,7 +10,7 @@ from localgemma import measured
 from localgemma.errors import DoesNotFit, LocalgemmaError, UsageError
 from localgemma.files.catalog_records import Entry
 from localgemma.files.header import Header, check_text_model
-from localgemma.fit import stub
+from localgemma.fit import probe, stub
 from localgemma.fit.buffers import Buffers, Dry, Table
 from localgemma.fit.explain import Decision, explain
 from localgemma.fit.hardware import Machine
@@ -100,6 +100,8 @@ class Here:
 
     def _ask(self, setup: Setup) -> Buffers:
         weights = setup.weights
+        if probe.memory()[0] < probe.LEAST_RAM:
+            raise DoesNotFit("There is too little memory left even to ask llama.cpp.")
         if weights not in self._runs:
             metadata, tensors = stub.for_weights(weights)
             self._runs[weights] = DryRun(metadata, tensors, weights.shape.vocabulary)

@@ -13,6 +13,7 @@ from localgemma import measured
 from localgemma.fit.hardware import TYPICAL_RAM, Gpu, Machine, typical_bandwidth
 from localgemma.llamacpp import devices
 
+LEAST_RAM = 128 << 20  # llama.cpp ends the process where one of its small allocations fails: with less, nothing begins
 _CGROUP = Path("/sys/fs/cgroup")
 
 
