@@ -160,6 +160,22 @@ def test_verify(tiny: Published, run: Run) -> None:
     assert run("pull", "tiny", "-y").exit_code == 0 and run("verify").exit_code == 0
 
 
+def test_verify_a_file_from_elsewhere(tiny: Published, run: Run, tmp_path: Path) -> None:
+    """A linked file of a published name and size, but of other bytes, is another file, not a damaged one."""
+    same, other = tmp_path / "a" / FILES["text"], tmp_path / "b" / FILES["text"]
+    for path, data in ((same, tiny.data["text"]), (other, tiny.data["text"][:-1] + b"?")):
+        path.parent.mkdir()
+        path.write_bytes(data)
+        assert "of owner" in (said := run("verify", str(path)).stdout) or path == other, said
+        assert run("import", str(path)).exit_code == 0
+    assert "tiny" in run("list", "--here").stdout
+    result = run("verify")
+    assert result.exit_code == 0 and "of no file in the catalogue" in result.stdout, result.output
+    texts = [item for item in store.inventory(catalog.load()).of("text") if item.origin == "linked"]
+    assert {(item.path, item.file is not None) for item in texts} == {(same, True), (other, False)}
+    assert run("verify", str(tmp_path / "none.gguf")).exit_code == 3
+
+
 def test_outdated_and_update(tiny: Published, run: Run, tmp_path: Path) -> None:
     assert "Nothing here comes from a publisher" in run("outdated").stdout
     run("pull", "tiny", "-y")

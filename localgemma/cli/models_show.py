@@ -63,7 +63,7 @@ def command(name: str, as_object: bool) -> None:
         click.echo(f"{local.name if local else variant.name}: {entry.title}")
         print_note(entry.description)
         click.echo()
-    print_facts([*_origin(variant, local), *_figures(facts, kv), *_quality(variant), *_companions(variant, local)])
+    print_facts([*_origin(variant, local), *_figures(facts, kv), *_quality(variant), *_companions(variant, local, facts)])
     click.echo()
     rows = [
         (share.name, f"{share.tensors:,}", format_size(share.nbytes), f"{share.nbytes * 8 / share.values:.2f}")
@@ -74,7 +74,7 @@ def command(name: str, as_object: bool) -> None:
 
 def _local(name: str, known: Catalog) -> Local | None:
     """The model's files here, or None for one that is known and not here."""
-    if name.endswith(".gguf") and ("/" in name or "\\" in name or Path(name).is_file()):
+    if name.endswith(".gguf"):
         return of_path(Path(name).expanduser())
     try:
         return locate(name, known, runtime.choose)
@@ -155,7 +155,10 @@ def _quality(variant: Variant | None) -> list[tuple[str, str]]:
     return [("quality", "\n".join(lines))]
 
 
-def _companions(variant: Variant | None, local: Local | None) -> list[tuple[str, str]]:
+def _companions(variant: Variant | None, local: Local | None, facts: Facts) -> list[tuple[str, str]]:
+    """What goes with a text model."""
+    if facts.role != "text":
+        return []
     if local:
         pictures = f"{shortened(local.projector)} ({local.projector_why})" if local.projector else "no projector here"
         pairs = [("pictures", pictures), ("corrected", _corrected(local.projector))]
