@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -96,6 +96,14 @@ def make_plan(source: Path, wish: Wish) -> Plan:
         size = tensor.nbytes if after == tensor.type_id else types.nbytes(tensor.shape, after)
         tensors.append(Planned(tensor.name, tensor.shape, tensor.type_id, after, size))
     return Plan(header, wish, tuple(tensors), entries, _file_size(header, tensors, entries))
+
+
+def bytes_beside(source: Path, wish: Wish, names: Collection[str]) -> int:
+    """Bytes of the new file besides those weights, whose types decide the rest."""
+    header = readable(source)
+    same = [Planned(tensor.name, tensor.shape, tensor.type_id, tensor.type_id, tensor.nbytes) for tensor in header.tensors]
+    varied = sum(padded(tensor.nbytes) for tensor in same if tensor.name in names)
+    return _file_size(header, same, _provenance(wish, header)) - varied
 
 
 def run_plan(

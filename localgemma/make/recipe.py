@@ -27,8 +27,7 @@ def plan_for_size(source: Path, table: Table, budget: int, wish: Wish) -> Plan:
 
     `wish` gives the imatrix and the threads. UsageError where no recipe is that small.
     """
-    known = quantize.make_plan(source, replace(wish, file_type="Q4_0", overrides=()))
-    fixed = known.size - sum(quantize.padded(tensor.nbytes) for tensor in known.tensors if tensor.name in table)
+    fixed = quantize.bytes_beside(source, wish, table.keys())
     least = fixed + sum(quantize.padded(min(one.nbytes for one in row)) for row in table.values())
     if least > budget:
         hint = "Give a larger size" + ("." if wish.imatrix else ", or an imatrix with --imatrix, which allows smaller types.")
