@@ -213,7 +213,7 @@ def test_completion(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert offered("/file 'my") == ["/file 'my shot.png"]
     assert offered("/file my\\ s") == ["/file my\\ shot.png"]
     assert offered("/file 'b.png' m") == ["/file 'b.png' my\\ shot.png"]
-    assert offered("/file su") == ["/file sub\\ dir"]
+    assert offered("/file su") == ["/file sub\\ dir/"]
     assert offered(f"{folder}/b") == [f"{folder}/b.png"]
     assert offered("/think b") == []
 

@@ -104,7 +104,7 @@ def command(
             if as_object:
                 click.echo(json.dumps(as_json(done, opened.info.model, opened.plan), ensure_ascii=False, default=str))
             output.finished(done)
-        if save_state and (size := kept.save_state(chat)):
+        if save_state and not no_save and (size := kept.save_state(chat)):
             output.note(f"What the model has read is saved too: {format_size(size)}")
         if text is None and kept.exists:
             output.note(f"Saved as {kept.name}. Continue with: localgemma chat -c")

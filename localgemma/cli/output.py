@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Iterator
@@ -37,6 +39,15 @@ def clean(text: str) -> str:
     return _CONTROL.sub("�", text.replace("\r\n", "\n"))
 
 
+def _wrapped(text: str) -> str:
+    """The text with its lines broken between words where stderr is a terminal."""
+    if not sys.stderr.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    lines = (textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False) for line in text.split("\n"))
+    return "\n".join("\n".join(line) for line in lines)
+
+
 class Output:
     """The sink of one command. `quiet` leaves only the answer and errors, `silent_answer` (--json) holds the answer back."""
 
@@ -55,12 +66,12 @@ class Output:
         """A sentence for the user."""
         if not self.quiet:
             self._clear()
-            click.echo(clean(text), err=True)
+            click.echo(_wrapped(clean(text)), err=True)
 
     def error(self, text: str) -> None:
         """What went wrong, said even when quiet."""
         self._clear()
-        click.echo(f"Error: {clean(text)}", err=True)
+        click.echo(_wrapped(f"Error: {clean(text)}"), err=True)
 
     def progress(self, event: Progress) -> None:
         """How far something is; shown only on a terminal, and only where it takes more than a second.

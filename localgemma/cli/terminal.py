@@ -87,7 +87,8 @@ def completer(commands: Mapping[str, str]) -> Completer:
             last = "" if _BETWEEN_WORDS.search(typed) else words(typed)[-1].lstrip("'\"")
             quoted = _OPEN_QUOTE.search(typed) is not None
             for found in paths.get_completions(Document(last), complete_event):
-                yield Completion(found.text if quoted else _escaped(found.text), 0, display=found.display)
+                text = found.text + "/" * found.display_text.endswith("/")  # the next Tab goes on inside a folder
+                yield Completion(text if quoted else _escaped(text), 0, display=found.display)
 
     return Words()
 
