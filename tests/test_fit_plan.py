@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import time
 from dataclasses import replace
 from functools import cache
@@ -271,3 +272,16 @@ def test_the_text_and_the_json_say_the_same() -> None:
     assert data["memory_total"]["GPU0"] == sum(item["bytes"] for item in data["memory"]["GPU0"])
     assert {item["source"] for item in data["memory"]["GPU0"]} <= {"file size", "shape", "table", "margin"}
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_the_page_of_machines_is_what_the_program_says(full: bool) -> None:
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+    import simulate_machines as script
+
+    written = script.PAGE.read_text(encoding="utf-8")
+    if full:
+        assert written == script.page()
+    assert len(script.MACHINES) == 40
+    for name, cards, ram, unified in (script.MACHINES[3], script.MACHINES[23], script.MACHINES[-3]):
+        decision = plan(cards, ram, unified)
+        assert script.row(name, ram, decision) in written.splitlines()

@@ -76,7 +76,8 @@ class Here:
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         kept = measured.Measured() if machine.simulated else measured.load(machine.key)
-        backends = tuple("CUDA" if machine.simulated and not machine.unified else gpu.backend for gpu in machine.gpus)
+        described = "Metal" if machine.unified else "CUDA"
+        backends = tuple(described if machine.simulated else gpu.backend for gpu in machine.gpus)
         self.compute: Table = Table(backends) if machine.simulated else Dry(self._ask, backends)
         for index, gpu in enumerate(machine.gpus):
             if gpu.name in kept.driver:
