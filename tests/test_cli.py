@@ -114,6 +114,28 @@ def test_options_reach_the_engine(engine: FakeEngine, run: Run, tmp_path: Path) 
     assert "Be brief." in str(request.prompt)
 
 
+def test_another_template(engine: FakeEngine, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "t.jinja").write_text("{{ bos_token }}{{ messages[0].content }}!")
+    assert run("chat", "Hello", "--template", str(tmp_path / "t.jinja"), input="").exit_code == 0
+    assert str(engine.requests[0].prompt) == "<bos>Hello!"
+    assert run("chat", "Hello", "--template", str(tmp_path / "none.jinja"), input="").exit_code == 3
+
+
+@pytest.mark.live
+def test_the_templates_of_files(run: Run) -> None:
+    result = run("chat", "What is the capital of France?", "--template", "file", "--temperature", "0", "--no-save", input="")
+    assert (result.exit_code, result.stdout) == (0, "The capital of France is Paris.\n"), result.stderr
+
+
+def test_a_picture_of_the_network_offline(engine: FakeEngine, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOCALGEMMA_OFFLINE", "HF_HUB_OFFLINE"):
+        monkeypatch.setenv(name, "0")  # and is put back, whatever --offline does
+    result = run("chat", "x", "-f", "https://example.org/a.png", "--offline", input="")
+    assert (result.exit_code, result.stdout) == (5, "")
+    assert result.stderr.startswith("Error: ") and "--offline" in result.stderr
+    assert run("chat", "x", "-f", "http://example.org/a.png", input="").exit_code == 2
+
+
 @pytest.mark.parametrize(
     ("args", "code"),
     [
