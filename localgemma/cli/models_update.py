@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from localgemma.files.catalog import Catalog
     from localgemma.files.store import Held
 
+_NOTHING = "Nothing here comes from a publisher. Download a model with: localgemma models pull NAME"
 _QUICK = click.option("--quick", is_flag=True, help="Do not read the weights here to prove that only the header changed.")
 
 
@@ -128,7 +129,7 @@ def _compared(held: list[Held], quick: bool, as_object: bool) -> list[Finding]:
 
 def _show(findings: list[Finding], known: Catalog) -> None:
     if not findings:
-        print_note("Nothing here comes from a publisher. Download a model with: localgemma models pull NAME")
+        print_note(_NOTHING)
         return
     changed = [finding for finding in findings if finding.change != "none"]
     if not changed:
@@ -152,6 +153,9 @@ def _offline(held: list[Held], known: Catalog, as_object: bool) -> None:
         )
         return
     print_note("Offline: compared with the catalogue alone.")
+    if not held:
+        print_note(_NOTHING)
+        return
     print_table(("name", "state"), [(name_of(item, known), said or "as the catalogue says") for item, said in rows])
 
 
