@@ -8,6 +8,8 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +28,7 @@ from localgemma.files import catalog, ledger, whole
 from localgemma.files.bundle import plan_bundle
 from localgemma.files.imports import imported, models_folder
 from localgemma.files.locate import locate, of_path
+from localgemma.files.prune import plan_prune
 from localgemma.files.unbundle import install, read_bundle
 
 DEMO = Path(bundling.__file__).parent.parent / "assets" / "demo"
@@ -314,6 +317,29 @@ def test_a_cut_or_cancelled_installation_leaves_nothing(made: Path, tmp_path: Pa
     with pytest.raises(NotFound):
         read_bundle(tmp_path / "none.tar")
     assert nothing_installed()
+
+
+DIES = """
+import os, sys
+from pathlib import Path
+from localgemma.files.unbundle import install, read_bundle
+install(read_bundle(Path(sys.argv[1])), lambda done, total: os._exit(9) if done > total * float(sys.argv[2]) else True)
+"""
+
+
+@pytest.mark.parametrize("share", ["0.05", "0.6", "0.999"])
+def test_a_process_that_dies_leaves_nothing_that_counts(made: Path, share: str) -> None:
+    done = subprocess.run([sys.executable, "-c", DIES, str(made), share], cwd=Path(__file__).parents[1], check=False)
+    assert done.returncode == 9 and imported() == ()
+    left = list(models_folder().iterdir())
+    assert len(left) == 1 and left[0].name.startswith(".") and left[0].name.endswith(".part")
+    assert len(install(read_bundle(made))) == 3
+    for path in left[0].iterdir():
+        os.utime(path, (1, 1))
+    plan = plan_prune(catalog.load())
+    assert {step.path.parent for step in plan.steps} == {left[0]}
+    plan.execute()
+    assert not left[0].exists() and len(imported()) == 3
 
 
 @hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
