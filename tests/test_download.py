@@ -608,7 +608,7 @@ def one_disaster(hub: Hub, store: Path, dice: random.Random, data: Path) -> str:
 
 def test_random_disasters(hub: Hub, store: Path, tmp_path: Path, full: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """200 of them on 50 to 200 MB with --full; a few on less without."""
-    rounds, low, high = (200, 50_000_000, 200_000_000) if full else (12, 5_000_000, 30_000_000)
+    rounds, low, high = (200, 50_000_000, 200_000_000) if full else (8, 5_000_000, 25_000_000)
     if full:
         monkeypatch.setattr(pieces, "PIECE", 8 << 20)
     dice = random.Random(20260712)

@@ -172,7 +172,6 @@ class Fetch:
                 if self._stay_alone(worker):
                     return  # and ask again: the others had their connections until now
                 position, stop = first, self.file.size
-                self._begun.clear()
             exact = reply.headers.get("content-length") == str(stop - position)  # read to its end, a connection serves again
             try:
                 worker.reply = reply
@@ -190,10 +189,10 @@ class Fetch:
         """Write bytes that belong at `position`, except those of proven pieces; returns the place after them."""
         while view:
             index = position // self.partial.piece
-            stop = self.partial.bounds(index)[1]
+            start, stop = self.partial.bounds(index)
             part, view = view[: stop - position], view[stop - position :]
             if not self.partial.check(stream, index):
-                begun = self._begun.setdefault(index, _Begun())
+                begun = self._begun[index] = _Begun() if position == start else self._begun[index]
                 with worker.lock:
                     if worker.dead:
                         return position
