@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from localgemma.engine import CancelToken
 from localgemma.errors import BadModelFile, Cancelled, DiskError, LocalgemmaError, NotFound, UsageError
 from localgemma.files.header import check_drafter, check_projector, check_text_model, read_header
-from localgemma.make import encoding, writer
+from localgemma.make import encoding, whole, writer
 from localgemma.make.convert import convert, planned_size
 from localgemma.messages import Progress
 
@@ -686,6 +686,25 @@ def test_cancelling_leaves_what_was_there(folders: dict[str, Path], tmp_path: Pa
     with pytest.raises(Cancelled):
         convert(folders["model"], tmp_path / "x.gguf", replace=True, progress=lambda _: cancel.cancel(), cancel=cancel)
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"precious"]
+
+
+def test_without_unnamed_files_nothing_is_left_either(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows, macOS and some network disks: a hidden temporary name, which goes."""
+    monkeypatch.setattr(whole, "_unnamed", lambda _: None)
+    check_equal(folders["model"], "model text bf16", tmp_path / "x.gguf")
+    before, cancel = (tmp_path / "x.gguf").read_bytes(), CancelToken()
+    seen: list[str] = []
+
+    def stop(_: Progress) -> None:
+        seen.extend(path.name for path in tmp_path.iterdir())
+        cancel.cancel()
+
+    with pytest.raises(Cancelled):
+        convert(folders["model"], tmp_path / "x.gguf", replace=True, progress=stop, cancel=cancel)
+    assert any(name.startswith(".x.gguf.") for name in seen)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [before]
 
 
 KILLS = """

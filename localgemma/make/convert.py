@@ -117,9 +117,7 @@ def _plan(folder: Path, part: Part | None, file_type: str) -> _Plan:
     values = read_json(folder / "config.json", "configuration")
     config = Config(values)
     part = _choose_part(config, part)
-    tensors = read_checkpoint(folder)
-    for prefix in _BUFFERS:
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(prefix)}
+    tensors = {name: tensor for name, tensor in read_checkpoint(folder).items() if not name.endswith(_BUFFERS)}
     make = {"text": _text, "vision": _vision, "drafter": _drafter}[part]
     return make(folder, config, tensors, file_type)
 
