@@ -11,6 +11,7 @@ from localgemma import settings
 from localgemma.engine import CancelToken
 from localgemma.errors import BadModelFile, ChecksumError, DiskError
 from localgemma.files import hub, ledger, store
+from localgemma.files.cache import present
 from localgemma.files.catalog import File, Variant
 from localgemma.files.download import Demand, Transferred, cached, demand, download
 from localgemma.files.header import read_header
@@ -99,7 +100,7 @@ def fetch(
         _drop_damaged(resolved)
     paths = download([resolved for _, resolved in wanted], progress=progress, cancel=cancel) if wanted else []
     for (item, resolved), path in zip(wanted, paths, strict=True):
-        if resolved.sha256:
+        if resolved.sha256 and present(resolved) == path:  # else the hub replaced it under way
             known = item.file.sha256
             ledger.record(path, resolved.sha256, fetched=True, supersedes=known if known != resolved.sha256 else None)
     return {item: path for (item, _), path in zip(wanted, paths, strict=True)}
