@@ -230,33 +230,41 @@ main()
 """
 
 
+def without_sockets(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command line in a process that ends with 99 where it opens a socket."""
+    return subprocess.run(
+        [sys.executable, "-c", NO_SOCKETS, *args], capture_output=True, text=True, cwd=ROOT, stdin=subprocess.DEVNULL,
+        env={**os.environ, **env}, check=False,
+    )  # fmt: skip
+
+
+QUESTION = ("What is the capital of Vorland?", "--max-tokens", "8", "--no-save")
+
+
 @pytest.mark.live
-@pytest.mark.parametrize("offline", ["", "1"])
 @pytest.mark.parametrize(
     "args",
     [
-        ["models", "list"], ["models", "show", "demo"], ["models", "verify", "demo"], ["models", "pull", "demo"],
-        ["plan", "-m", "demo"], ["chat", "-m", "demo", "What is the capital of Vorland?", "--max-tokens", "8"],
+        ("models", "list"), ("models", "show", "demo"), ("models", "verify", "demo"), ("models", "pull", "demo"),
+        ("plan", "-m", "demo"), ("chat", "-m", "demo", *QUESTION),
     ],
-    ids=lambda args: args if isinstance(args, str) else "-".join(args[:2]),
+    ids=" ".join,
 )  # fmt: skip
-def test_what_is_present_opens_no_socket(args: list[str], offline: str, tmp_path: Path) -> None:
-    env = {**os.environ, "LOCALGEMMA_OFFLINE": offline, "LOCALGEMMA_HOME": str(tmp_path), "HF_HOME": str(tmp_path / "hf")}
-    if args[0] not in cli_main._COMMANDS:
-        pytest.skip(f"there is no command {args[0]} yet")
-    done = subprocess.run(
-        [sys.executable, "-c", NO_SOCKETS, *args], capture_output=True, text=True, cwd=ROOT, env=env, stdin=subprocess.DEVNULL
-    )
+def test_what_is_present_opens_no_socket(args: tuple[str, ...], tmp_path: Path) -> None:
+    done = without_sockets(*args, LOCALGEMMA_HOME=str(tmp_path), HF_HOME=str(tmp_path / "hf"))
     assert done.returncode == 0 and done.stdout.strip(), done.stderr
 
 
+@pytest.mark.live
+def test_a_downloaded_model_opens_no_socket(tiny: Published, run: Run) -> None:
+    assert run("pull", "tiny", "-y").exit_code == 0
+    before = len(tiny.hub.requests)
+    done = without_sockets("chat", "-m", "tiny", *QUESTION)
+    assert done.returncode == 0 and done.stdout.strip(), done.stderr
+    assert len(tiny.hub.requests) == before
+
+
 def test_the_socket_guard_works(tmp_path: Path) -> None:
-    env = {
-        **os.environ,
-        "LOCALGEMMA_HOME": str(tmp_path),
-        "HF_HOME": str(tmp_path / "hf"),
-        "HF_ENDPOINT": "http://127.0.0.1:9",
-    }
-    command = [sys.executable, "-c", NO_SOCKETS, "models", "show", "gemma-4-31b"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
+    env = {"LOCALGEMMA_HOME": str(tmp_path), "HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    done = without_sockets("models", "show", "gemma-4-31b:Q4_0@google", **env)
     assert done.returncode == 99, done.stderr
