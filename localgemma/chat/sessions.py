@@ -53,6 +53,7 @@ class Session:
         if name is not None:
             self._folder = _folder(name)
             self._held.enter_context(record.held(self._folder))
+            _sweep(self._folder)
             try:
                 self.model = record.read(self._folder, pictures=False)[0].model if self.exists else ""
             except BaseException:
@@ -167,6 +168,14 @@ def remove(name: str) -> None:
         except OSError as error:
             raise DiskError(f"{folder} cannot be removed: {error.strerror}.", "Check its permissions.") from error
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Take away what a killed process had half written; the caller holds the folder."""
+    for pattern in ("*.new", "*.part", f"{record.PICTURES}/*.new"):
+        for path in folder.glob(pattern):
+            with suppress(OSError):
+                path.unlink()
 
 
 def _folder(name: str) -> Path:
