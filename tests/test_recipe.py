@@ -310,3 +310,30 @@ def test_the_command_measures_where_there_is_no_table(source: Path, tmp_path: Pa
     read = sensitivity.read_table(tmp_path / "a.gguf.sensitivities.csv", sensitivity.quantisable(source))
     assert made.file_size <= 8 << 20 and len(read["token_embd.weight"]) == 3
     assert run(*words).exit_code == 2  # all of it is there
+
+
+@pytest.mark.parametrize("ram", [16, 32])
+def test_more_memory_wants_no_smaller_file(ram: int) -> None:
+    from localgemma.fit.decide import decide
+    from localgemma.fit.hardware import simulated
+    from localgemma.fit.planner import Wishes
+    from localgemma.fit.size import candidates
+    from localgemma.gemma4.shape import GEMMA_31B
+
+    tried = candidates(GEMMA_31B, 0)
+    places = [one.standing.place for one in tried]
+    assert places == sorted(places, reverse=True) and tried[0].size < 9.5e9 < 30e9 < tried[-1].size
+    found = []
+    for cards in ((), (24,), (48,)):
+        machine = simulated(tuple(card << 30 for card in cards), ram << 30)
+        found.append(decide(tried, Wishes(), machine).way.candidate.size)
+    assert found == sorted(found)
+
+
+def test_fit_takes_the_plan_s_size(table: Table, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from localgemma.cli import quantize as command
+
+    monkeypatch.setattr(command, "fitting_size", lambda *_: 7 << 20)
+    sensitivity.write_table(tmp_path / "t.csv", table)
+    ran = run(str(source), "--fit", "--sensitivities", str(tmp_path / "t.csv"), "--dry-run")
+    assert ran.exit_code == 0 and "7 MiB" in ran.stdout, ran.output

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from localgemma.cli.output import Output, interruptible
-from localgemma.cli.quantize_size import RECIPE, Measuring, beside, plan_of_size
+from localgemma.cli.quantize_size import RECIPE, Measuring, beside, fitting_size, plan_of_size
 from localgemma.engine import CancelToken
 from localgemma.errors import UsageError
 from localgemma.units import format_size, parse_size
@@ -32,6 +32,7 @@ _SEVERAL = "localgemma quantize IN -o DIR --types Q8_0,Q4_K_M"
 @click.option("--tensor-type", "exceptions", multiple=True, metavar="REGEX=TYPE", help="Another type for some tensors.")
 @click.option("--recipe", metavar="FILE", type=_PATH, help="A recipe that --target-size wrote.")
 @click.option("--target-size", metavar="SIZE", help="The best file of at most this size, by measured sensitivity.")
+@click.option("--fit", "fits", is_flag=True, help="--target-size, with the size that this machine's plan wants.")
 @click.option("--data", multiple=True, metavar="FILE", help="Texts and chats to measure with; default: a small mixed set.")
 @click.option("--sensitivities", metavar="FILE", type=_PATH, help="Use this table, or measure and write it.")
 @click.option("--bands", type=click.IntRange(1), metavar="N", help="Bands of layers to measure apart; more is finer.")
@@ -52,6 +53,7 @@ def command(
     exceptions: tuple[str, ...],
     recipe: Path | None,
     target_size: str | None,
+    fits: bool,
     data: tuple[str, ...],
     sensitivities: Path | None,
     bands: int | None,
@@ -69,7 +71,7 @@ def command(
     output = Output(quiet=quiet)
     pairs = tuple(parse_pair(text, "--tensor-type") for text in exceptions)
     wish = Wish(file_type or "", pairs, imatrix, allow_requantize, threads or 0)
-    chosen = [word for word in (file_type, types, recipe, target_size) if word is not None]
+    chosen = [word for word in (file_type, types, recipe, target_size, fits or None) if word is not None]
     if len(chosen) != 1 or (types is None) != (folder is None) or (card and types is None):
         raise UsageError("What to make is not clear.", f"Write: {_ONE}, or {_SEVERAL}")
     if types is not None and folder is not None:
@@ -79,15 +81,16 @@ def command(
         return
     if target is None and not dry_run:
         raise UsageError("The output is not named.", f"Write: {_ONE}")
-    if (recipe or target_size) and pairs:
+    if (recipe or target_size or fits) and pairs:
         raise UsageError("A recipe has a type for every tensor.", "Leave out --tensor-type.")
     if recipe is not None:
         wish = with_recipe(wish, read_recipe(recipe), source)
-    if target_size is None:
+    if target_size is None and not fits:
         _one(source, target, wish, output, dry=dry_run, force=force)
         return
     measuring = Measuring(list(data), sensitivities, bands, gpu_layers)
-    plan = plan_of_size(source, target, parse_size(target_size), wish, measuring, output, force=force)
+    budget = parse_size(target_size) if target_size is not None else fitting_size(source, output)
+    plan = plan_of_size(source, target, budget, wish, measuring, output, force=force)
     _finish(plan, target, output, dry=dry_run, force=force)
     if target is not None and not dry_run:
         write_recipe(beside(target, RECIPE), plan)

@@ -10,6 +10,7 @@ from localgemma.cli.imatrix import read_pieces
 from localgemma.cli.output import Output, interruptible
 from localgemma.engine import CancelToken
 from localgemma.options import LoadOptions
+from localgemma.units import format_size
 
 if TYPE_CHECKING:
     from localgemma.make.quantize import Plan, Wish
@@ -33,6 +34,15 @@ class Measuring:
 def beside(target: Path, ending: str) -> Path:
     """A file that goes with the model file."""
     return target.with_name(target.name + ending)
+
+
+def fitting_size(source: Path, output: Output) -> int:
+    """Bytes that this machine's plan would choose, were every size to be had; DoesNotFit where even the least is too large."""
+    from localgemma.fit.size import best_size
+
+    way = best_size(source).way
+    output.note(f"This machine's plan wants {format_size(way.candidate.size)}, for about {way.speed:.1f} tokens/s.")
+    return way.candidate.size
 
 
 def plan_of_size(
