@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from localgemma import settings
 from localgemma.chat.conversation import Conversation
 from localgemma.engine import CancelToken, Engine, EngineInfo
-from localgemma.errors import NotDownloaded, NotFound, UsageError
+from localgemma.errors import DoesNotFit, NotDownloaded, NotFound, UsageError
 from localgemma.fit.choices import Choice
 from localgemma.messages import Progress
 from localgemma.options import ChatOptions, LoadOptions, Sampling, updated
@@ -117,14 +117,29 @@ def open(
     less is loaded, and `plan.notes` say so. `progress` sees how far the load is; if it returns False, the load is cancelled.
     Raises NotFound, NotDownloaded, BadModelFile, LibraryError, DoesNotFit and Cancelled.
     """
-    from localgemma.fit import calibrate
+    from localgemma.fit import prepare
     from localgemma.fit.planner import Wishes
-    from localgemma.llamacpp.engine import open_engine
 
     wishes = wishes or Wishes.of(options or LoadOptions())
+    names = prepare.ranked_here(name)
+    for index, each in enumerate(names):
+        try:
+            return _open(each, Path(projector) if projector else None, wishes, progress)
+        except DoesNotFit:
+            if index == len(names) - 1:
+                raise
+    raise AssertionError("there is at least one name")
+
+
+def _open(
+    name: str | Path, projector: Path | None, wishes: Wishes, progress: Callable[[Progress], bool | None] | None
+) -> Model:
+    from localgemma.fit import calibrate
+    from localgemma.llamacpp.engine import open_engine
+
     found = _locate(name)
     beside = (found.projector, found.projector_why) if found.projector else None
-    plan, notes = _plan(found, (Path(projector), "you gave it") if projector else beside, wishes)
+    plan, notes = _plan(found, (projector, "you gave it") if projector else beside, wishes)
     assert plan.decision is not None
     before = calibrate.Before.now(plan.decision.machine)
 

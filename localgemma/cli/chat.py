@@ -188,6 +188,7 @@ def open_model(model: str, mmproj: str | None, wishes: Wishes, output: Output) -
 
     with interruptible(token, output):
         opened = runtime.open(model, projector=mmproj, wishes=wishes, progress=told)
-    for note in (*opened.info.notes, *opened.plan.notes):
+    asked = [f"{choice.chosen}: {choice.reason}" for choice in opened.plan.choices if choice.what == "asked"]
+    for note in (*opened.info.notes, *opened.plan.notes, *asked):
         output.note(note)
     return opened

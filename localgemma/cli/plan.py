@@ -120,6 +120,8 @@ def show(decision: Decision) -> None:
     free = machine.ram_free - (sum(need.gpu(i) for i in range(len(need.gpus))) if machine.unified else 0)
     memory.add_row("RAM", _share(need.host_total, free), _parts(need.host))
     console.print(memory)
+    console.print()
+    console.print(_next_step(decision))
     if decision.alternatives:
         console.print()
         console.print("Not chosen:")
@@ -143,6 +145,15 @@ def _machine(machine: Machine) -> str:
         for gpu in machine.gpus
     ]
     return f"{whose}: {'; '.join([*cards, memory])}" + ("" if cards else "; no GPU that llama.cpp can use")
+
+
+def _next_step(decision: Decision) -> str:
+    candidate = decision.way.candidate
+    if decision.machine.simulated:
+        return "Speeds and free memory are those that such a computer usually has; run this on it for its own."
+    if candidate.path:
+        return f"Start it: localgemma chat -m {candidate.name if '@' in candidate.name else candidate.path}"
+    return f"Get it: localgemma models pull {candidate.name}"
 
 
 def _share(size: int, free: int) -> str:

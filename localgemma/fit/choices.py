@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One decision of the plan: what it is about, what was chosen, and why."""
+    """One decision of the plan: what it is about, what was chosen, and why. "asked" is a flag of the user's, with its cost."""
 
     what: str
     chosen: str

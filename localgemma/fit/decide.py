@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from localgemma import measured
 from localgemma.errors import DoesNotFit, LocalgemmaError, UsageError
-from localgemma.files.catalog_records import Entry
+from localgemma.files.catalog_records import Entry, Variant
 from localgemma.files.header import Header, check_text_model
 from localgemma.fit import probe, stub
 from localgemma.fit.buffers import Buffers, Dry, Table
@@ -35,19 +35,20 @@ def from_header(header: Header, projector: int = 0, name: str = "", standing: St
     return Candidate(name or header.path.name, weights_of(header), known, projector, size, path=header.path)
 
 
-def from_entry(entry: Entry, headers: Callable[[str], Header | None] = lambda name: None) -> tuple[Candidate, ...]:
-    """Every quantisation of a catalogue entry whose size is known; `headers` gives the headers that are at hand, by name."""
+def from_entry(entry: Entry, headers: Callable[[Variant], Header | None] = lambda variant: None) -> tuple[Candidate, ...]:
+    """Every quantisation of a catalogue entry whose size is known; `headers` gives the headers that are at hand."""
     places, found = standings(entry), []
     for variant in entry.variants:
         if variant.size is None or variant.name not in places:
             continue
         standing = places[variant.name]
         if f"{variant.quant}@{variant.publisher}" == entry.default:
-            standing = replace(standing, place=standing.place - 0.01)  # of equals, the catalogue's default
+            standing = replace(standing, place=standing.place - 0.025)  # of equals, the catalogue's default
         projector = (variant.projectors[0].size or PROJECTOR_31B_BYTES) if variant.projectors else 0
-        header = headers(variant.name)
+        header = headers(variant)
         weights = weights_of(header) if header else weights_estimate(variant.size, variant.quant)
-        found.append(Candidate(variant.name, weights, standing, projector, variant.size, variant))
+        path = header.path if header else None
+        found.append(Candidate(variant.name, weights, standing, projector, variant.size, variant, path))
     return tuple(found)
 
 
@@ -62,8 +63,9 @@ def decide(
     trained = max(candidate.weights.shape.trained_context for candidate in candidates)
     if wishes.ctx is not None and wishes.ctx > trained:
         raise UsageError(f"A context of {wishes.ctx:,} tokens is more than the model has.", f"It was trained for {trained:,}.")
-    with Here(machine) as here:
-        planner = Planner(machine, here.compute, wishes, rates, entry)
+    planner = Planner(machine, Table(), wishes, rates, entry)
+    with Here(planner.machine) as here:
+        planner.compute = here.compute
         way = here.settled(planner, candidates)
         if way is None:
             _refuse(planner, here, candidates)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from localgemma.fit.buffers import Table
 from localgemma.fit.choices import Choice
 from localgemma.fit.hardware import Machine
 from localgemma.fit.memory import Item
@@ -16,6 +17,7 @@ from localgemma.units import format_size
 Kind = Literal["better", "faster", "more context"]
 A_STEP = 0.02  # places apart at which one file counts as better than another
 FASTER = 1.25
+SAME = "the same in all else, with more memory taken"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +94,37 @@ def explain(planner: Planner, way: Way, candidates: Sequence[Candidate]) -> Deci
         _pictures(planner, way),
         Choice("ubatch", f"{way.setup.options.physical_batch:,} tokens", _batch_reason(way)),
         Choice("threads", str(way.setup.options.threads or planner.machine.threads), "the physical cores"),
-        _speed(planner, way),
+        _speed(planner, way), *_asked(planner, way, candidates),
     )  # fmt: skip
     return Decision(way, planner.machine, choices, tuple(_alternatives(planner, way, candidates)), largest)
+
+
+_FLAGS: dict[str, tuple[str, Any]] = {  # field of Wishes: the flag, and its value where nothing was asked
+    "ctx": ("--ctx", None), "kv": ("--kv", None), "gpu_layers": ("--gpu-layers", None), "devices": ("--device", None),
+    "reserve": ("--reserve", 0), "min_speed": ("--min-speed", None), "pictures": ("--no-pictures", True),
+}  # fmt: skip
+
+
+def _asked(planner: Planner, way: Way, candidates: Sequence[Candidate]) -> Iterator[Choice]:
+    """Each wish of the user, with what the plan would be without it."""
+    for name, (flag, unasked) in _FLAGS.items():
+        value = getattr(planner.wishes, name)
+        if value == unasked:
+            continue
+        table = Table(tuple("CUDA" if planner.whole.simulated else gpu.backend for gpu in planner.whole.gpus))
+        wishes = replace(planner.wishes, **{name: unasked})
+        other = Planner(planner.whole, table, wishes, planner.rates, planner.entry).best(candidates)
+        shown = flag if value is False else f"{flag} {_shown(name, value)}"
+        costs = _differences(way, other, named=True) if other else ""
+        without = f"without it: {costs}" if costs and costs != SAME else "nothing else would change"
+        loss, told = kv_loss(planner.entry, value) if name == "kv" else (0.0, "")
+        yield Choice("asked", shown, f"it {told}; {without}" if loss else without)
+
+
+def _shown(name: str, value: Any) -> str:
+    if name == "reserve":
+        return format_size(value).replace(" ", "")
+    return " ".join(value) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _model(way: Way, candidates: Sequence[Candidate]) -> Choice:
@@ -149,7 +179,7 @@ def _kv(planner: Planner, way: Way) -> Choice:
     if not loss:
         return Choice("KV cache", kv, "nothing lost")
     why = "you asked for it" if planner.wishes.kv else "f16 does not fit with the rest as it is"
-    return Choice("KV cache", kv, f"{why}; it costs {told}")
+    return Choice("KV cache", kv, f"{why}; it {told}")
 
 
 def _pictures(planner: Planner, way: Way) -> Choice:
@@ -222,10 +252,10 @@ def _longer(planner: Planner, way: Way, candidates: Sequence[Candidate]) -> Alte
     other = _with(planner, replace(planner.wishes, ctx=tokens)).best(candidates)
     if other is None:
         return Alternative("more context", f"{tokens:,} tokens", "no file leaves room for it")
-    return Alternative("more context", f"{tokens:,} tokens", _differences(way, other, named=True))
+    return Alternative("more context", f"{tokens:,} tokens", _differences(way, other, named=True, context=False))
 
 
-def _differences(chosen: Way, other: Way, *, named: bool = False) -> str:
+def _differences(chosen: Way, other: Way, *, named: bool = False, context: bool = True) -> str:
     """What the other way has otherwise, in one line; `named`: with the file's name."""
     a, b = chosen.setup.options, other.setup.options
     told = []
@@ -234,7 +264,7 @@ def _differences(chosen: Way, other: Way, *, named: bool = False) -> str:
         told.append(f"{name}{other.candidate.standing.reason}")
     if not 0.95 < other.speed / chosen.speed < 1.05:
         told.append(f"{other.speed:,.1f} tokens/s instead of {chosen.speed:,.1f}")
-    if other.setup.tokens < chosen.setup.tokens:
+    if context and other.setup.tokens != chosen.setup.tokens:
         told.append(f"{other.setup.tokens:,} tokens of context")
     if a.kv != b.kv:
         told.append(f"{b.kv} KV cache")
@@ -242,7 +272,8 @@ def _differences(chosen: Way, other: Way, *, named: bool = False) -> str:
         told.append(f"pictures up to {b.image_tokens:,} tokens" if b.image_tokens else "no pictures")
     elif a.projector_on_gpu and not b.projector_on_gpu:
         told.append("pictures read by the CPU")
-    if other.setup.on_gpu < chosen.setup.on_gpu:
-        fewer = chosen.setup.on_gpu - other.setup.on_gpu
-        told.append(f"{fewer} {'layer' if fewer == 1 else 'layers'} fewer on the GPU")
-    return "; ".join(told) or "the same in all else, with more memory taken"
+    if other.setup.on_gpu != chosen.setup.on_gpu:
+        count = abs(chosen.setup.on_gpu - other.setup.on_gpu)
+        more = "fewer" if other.setup.on_gpu < chosen.setup.on_gpu else "more"
+        told.append(f"{count} {'layer' if count == 1 else 'layers'} {more} on the GPU")
+    return "; ".join(told) or SAME

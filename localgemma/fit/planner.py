@@ -102,6 +102,7 @@ class Planner:
     def __init__(
         self, machine: Machine, compute: Compute, wishes: Wishes, rates: Rates | None = None, entry: Entry | None = None
     ) -> None:
+        self.whole = machine
         machine = machine.reserving(wishes.reserve)
         if wishes.devices is not None:
             known = [gpu.name for gpu in machine.gpus]
@@ -126,9 +127,13 @@ class Planner:
         return found
 
     def _least(self, weights: Weights) -> float:
-        """The least that speed can add to the cost of these weights: as if all of them lay on the fastest device."""
-        rates = [self.machine.ram_bandwidth, *(gpu.bandwidth for gpu in self.machine.gpus), *self.rates.values()]
-        return speed_cost(max(rates) / max(1, weights.total))
+        """The least that speed can add to the cost of these weights: as if they filled the fastest memory to the brim."""
+        cpu, *gpus = self._paces(weights)
+        left, time = weights.total, 0.0
+        for pace, gpu in sorted(zip(gpus, self.machine.gpus, strict=True), key=lambda pair: pair[0]):
+            taken = min(left, gpu.free)
+            left, time = left - taken, time + taken * min(pace, cpu)
+        return speed_cost(1 / max(1e-9, time + left * cpu))
 
     def _sketches(self, candidate: Candidate) -> Iterator[tuple[float, Setup]]:
         """(cost without speed, setup without placement) of every way to load the candidate, wishes obeyed."""
@@ -174,7 +179,7 @@ class Planner:
             ready = replace(setup, options=replace(setup.options, devices=self.devices))
             fixed = need(replace(ready, placement=(every, *[0] * (len(self.machine.gpus) - 1))), self.compute).host_total
             ram = self.machine.ram_free - fixed
-            placed = fastest(ready, self.machine, self.compute, self._paces(setup), count, ram)
+            placed = fastest(ready, self.machine, self.compute, self._paces(setup.weights), count, ram)
             if placed and self.fits(placed):
                 return placed
             if asked is not None:
@@ -184,10 +189,10 @@ class Planner:
         placed = replace(setup, options=replace(setup.options, devices=hidden), placement=(0,) * len(self.machine.gpus))
         return placed if self.fits(placed) else None
 
-    def _paces(self, setup: Setup) -> list[float]:
+    def _paces(self, weights: Weights) -> list[float]:
         """Seconds that a byte of this model's weights takes on the CPU and on each GPU."""
         devices = [("CPU", self.machine.ram_bandwidth), *((gpu.name, gpu.bandwidth) for gpu in self.machine.gpus)]
-        return [seconds_a_byte(setup.weights, name, bandwidth, self.rates) for name, bandwidth in devices]
+        return [seconds_a_byte(weights, name, bandwidth, self.rates) for name, bandwidth in devices]
 
     def fits(self, setup: Setup) -> bool:
         """Whether every device can hold its share."""

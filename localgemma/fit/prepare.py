@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from localgemma import measured
-from localgemma.errors import NotFound, UsageError
-from localgemma.files import catalog
-from localgemma.files.catalog_records import Entry
-from localgemma.files.header import check_projector, check_text_model, read_header
+from localgemma.errors import LocalgemmaError, NotFound, UsageError
+from localgemma.files import catalog, store
+from localgemma.files.catalog_records import Entry, Variant
+from localgemma.files.header import Header, check_projector, check_text_model, read_header
+from localgemma.files.locate import present
 from localgemma.fit import probe, rates
 from localgemma.fit.decide import decide, from_entry, from_header
 from localgemma.fit.explain import Decision
@@ -56,7 +57,38 @@ def candidates_of(name: str | Path) -> tuple[tuple[Candidate, ...], Entry | None
         standing = Standing(0.0, None, "ships with localgemma")
         return (of_file(folder / here[0].text[0].path, folder / beside, here[0].name, standing),), None
     names = {variant.name for variant in found.variants}
-    return tuple(c for c in from_entry(entry) if c.name in names), entry
+    return tuple(c for c in from_entry(entry, header_here) if c.name in names), entry
+
+
+def ranked_here(name: str | Path) -> tuple[str | Path, ...]:
+    """The name, or where it leaves open which of several files on this machine is meant: them all, the plan's choice first.
+
+    The others follow by size, the larger first; only those that are smaller than the choice.
+    """
+    if isinstance(name, Path) or ":" in name or "@" in name:
+        return (name,)
+    try:
+        found = catalog.load().find(name)
+        names = {variant.name for variant, _ in present(found)}
+        candidates = [c for c in from_entry(found.entry, header_here) if c.name in names and c.path]
+        if len(candidates) < 2:
+            return (name,)
+        machine = probe.machine()
+        chosen = decide(candidates, Wishes(), machine, rates_of(machine), found.entry).way.candidate
+    except LocalgemmaError:
+        return (name,)
+    smaller = sorted((c for c in candidates if c.size < chosen.size), key=lambda c: -c.size)
+    return (chosen.name, *(c.name for c in smaller))
+
+
+def header_here(variant: Variant) -> Header | None:
+    """The header of a variant's file where it is on this machine; None where it is not, or is in parts."""
+    if len(variant.text) != 1:
+        return None
+    try:
+        return next((store.header_of(item.path) for item in store.copies(variant.text[0])), None)
+    except LocalgemmaError:
+        return None
 
 
 def of_file(path: Path, projector: Path | None = None, name: str = "", standing: Standing | None = None) -> Candidate:

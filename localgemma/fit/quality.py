@@ -96,12 +96,11 @@ def _unmeasured(variant: Variant, bits: float, rated: Rated) -> Standing:
 
 
 def kv_loss(entry: Entry | None, kv: str) -> tuple[float, str]:
-    """What a KV type costs on the weights' scale, and who says so."""
+    """What a KV type costs on the weights' scale, and that in words, with who says so."""
     if entry:
         for figure in entry.kv.get(kv, ()):
-            return figure.value, f"{figure.value:g} by {figure.measure.title}"
+            return figure.value, f"costs {figure.value:g} by {figure.measure.title}"
     value = KV_LOSS.get(kv, KV_UNKNOWN)
-    return (
-        value,
-        "nothing lost" if not value else f"{value:g} by localbench" if kv in KV_LOSS else "not measured on this model",
-    )
+    if not value:
+        return value, "costs nothing"
+    return value, f"costs {value:g} by localbench" if kv in KV_LOSS else "costs what nobody measured on this model"
