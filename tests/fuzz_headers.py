@@ -126,6 +126,7 @@ def run(folder: Path, first: int, count: int) -> dict[str, object]:
     path, sound = folder / "fuzzed.gguf", seeds()
     result: dict[str, object] = {"read": 0, "refused": 0, "other": [], "longest": 0.0, "longest_of": ""}
     for name in [*map(str, range(first, first + count)), *WORST]:
+        path.unlink(missing_ok=True)  # a file that is written over is flushed to the disk by some file systems
         if name in WORST:
             path.write_bytes(WORST[name]())
         else:
