@@ -18,7 +18,7 @@ from localgemma.engine import CancelToken, Prompt
 from localgemma.errors import BadModelFile, Cancelled, DiskError, NotFound, UsageError
 from localgemma.files.header import read_header
 from localgemma.llamacpp.imatrix import Observed
-from localgemma.llamacpp.probe import Probe, kl, quantised
+from localgemma.llamacpp.probe import Probe, kl
 from localgemma.make import calibration, quantize, recipe, sensitivity, types
 from localgemma.make.quantize import Planned, Wish, padded
 from localgemma.make.sensitivity import Choice, Table
@@ -82,7 +82,7 @@ def test_a_weight_is_changed_for_a_while(source: Path, tmp_path: Path) -> None:
     with Probe(source, LoadOptions(image_tokens=0, ctx=512, threads=1, gpu_layers=0, mmap=False), names) as probe:
         before = probe.observed.logits(prompt)
         number = types.tensor_type("q8_0")
-        with probe.changed({name: quantised(probe.values(name), number, None) for name in names}):
+        with probe.changed(dict.fromkeys(names, (number, None))):
             inside = probe.observed.logits(prompt)
             loss = probe.divergence([prompt], [before], CancelToken())
         assert np.array_equal(probe.observed.logits(prompt), before)

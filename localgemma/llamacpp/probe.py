@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 _BLOCK = 16  # rows of logits compared at a time
+_PART = 1 << 25  # values of a weight worked on at a time: 128 MiB as float32
 _LARGEST = 700.0  # exponents beyond it would overflow float64
 
 
@@ -56,27 +57,34 @@ class Probe:
             count += len(reference)
         return total / max(count, 1)
 
-    def values(self, name: str) -> np.ndarray:
-        """float32 [rows, columns] of a weight. BackendError where the evaluation did not use it."""
-        if name not in self._places:
-            raise BackendError(f"The model did not use {name}.", "Measure with other data.")
-        place = min(self._places[name])
-        tensor = tensors.at(place)
-        return tensors.decoded(tensors.load(place), tensor.type, tensor.ne[0])
+    def sample(self, name: str, count: int) -> np.ndarray:
+        """float32 [rows, columns] of at most `count` rows, evenly spaced, of a weight. BackendError where it is not used."""
+        import numpy as np
+
+        place = min(self._found(name))
+        tensor, total = tensors.at(place), tensors.row_count(place)
+        rows = range(0, total, max(1, -(-total // count)))
+        data = np.concatenate([tensors.load(place, row, 1) for row in rows])
+        return tensors.decoded(data, tensor.type, tensor.ne[0])
 
     @contextmanager
-    def changed(self, weights: Mapping[str, np.ndarray]) -> Iterator[None]:
-        """Have other values, float32 [rows, columns], in some weights until the end of the block."""
+    def changed(self, weights: Mapping[str, tuple[int, np.ndarray | None]]) -> Iterator[None]:
+        """Have some weights as (ggml type, importance of the columns) would leave them, until the end of the block."""
         kept: list[tuple[int, np.ndarray]] = []
         try:
-            for name, values in weights.items():
-                for place in self._places[name]:
+            for name, (number, importance) in weights.items():
+                for place in self._found(name):
                     kept.append((place, tensors.load(place)))
-                    tensors.store(place, tensors.encoded(values, tensors.at(place).type))
+                    _pass_through(place, number, importance)
             yield
         finally:
             for place, data in kept:
                 tensors.store(place, data)
+
+    def _found(self, name: str) -> set[int]:
+        if name not in self._places:
+            raise BackendError(f"The model did not use {name}.", "Measure with other data.")
+        return self._places[name]
 
     def close(self) -> None:
         """Free the model."""
@@ -87,6 +95,15 @@ class Probe:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _pass_through(place: int, number: int, importance: np.ndarray | None) -> None:
+    """Quantise and decode a weight where it is, a part at a time."""
+    tensor, total = tensors.at(place), tensors.row_count(place)
+    step = max(1, _PART // tensor.ne[0])
+    for start in range(0, total, step):
+        values = tensors.decoded(tensors.load(place, start, min(step, total - start)), tensor.type, tensor.ne[0])
+        tensors.store(place, tensors.encoded(quantised(values, number, importance), tensor.type), start)
 
 
 def quantised(values: np.ndarray, number: int, importance: np.ndarray | None) -> np.ndarray:

@@ -116,20 +116,36 @@ def rows(address: int) -> np.ndarray:
     return np.ndarray(shape, np.float32, memory, 0, strides).reshape(-1, tensor.ne[0])
 
 
-def load(address: int) -> np.ndarray:
-    """A copy of a contiguous tensor's bytes, uint8."""
+def row_count(address: int) -> int:
+    """Rows of a weight."""
+    tensor = at(address)
+    return int(tensor.ne[1] * tensor.ne[2] * tensor.ne[3])
+
+
+def load(address: int, start: int = 0, count: int | None = None) -> np.ndarray:
+    """A copy of some rows' bytes of a contiguous tensor, uint8; all of them by default."""
     import numpy as np
 
-    data = np.empty(ggml().ggml_nbytes(address), np.uint8)
-    ggml().ggml_backend_tensor_get(address, data.ctypes.data, 0, data.nbytes)
+    row = _row_bytes(address)
+    data = np.empty(row * (row_count(address) - start if count is None else count), np.uint8)
+    ggml().ggml_backend_tensor_get(address, data.ctypes.data, start * row, data.nbytes)
     return data
 
 
-def store(address: int, data: np.ndarray) -> None:
-    """Overwrite a contiguous tensor's bytes; BackendError where their number differs."""
-    if data.nbytes != ggml().ggml_nbytes(address):
+def store(address: int, data: np.ndarray, start: int = 0) -> None:
+    """Overwrite rows of a contiguous tensor from `start` on; BackendError where they would go beyond it."""
+    row = _row_bytes(address)
+    if data.nbytes % row or start * row + data.nbytes > ggml().ggml_nbytes(address):
         raise BackendError(f"{data.nbytes:,} bytes do not belong into {name_of(at(address))}.")
-    ggml().ggml_backend_tensor_set(address, data.ctypes.data, 0, data.nbytes)
+    ggml().ggml_backend_tensor_set(address, data.ctypes.data, start * row, data.nbytes)
+
+
+def _row_bytes(address: int) -> int:
+    tensor = at(address)
+    row = int(ggml().ggml_row_size(tensor.type, tensor.ne[0]))
+    if row * row_count(address) != ggml().ggml_nbytes(address):
+        raise BackendError(f"The rows of {name_of(tensor)} are not one after another.")
+    return row
 
 
 def decoded(data: np.ndarray, number: int, columns: int) -> np.ndarray:
@@ -175,6 +191,9 @@ def encoded(values: np.ndarray, number: int, importance: np.ndarray | None = Non
 def _in_parts(part: Any, count: int, columns: int) -> None:
     """Call part(start, stop) over all rows on every core; ctypes lets go of the interpreter's lock meanwhile."""
     step = max(1, _PIECE // columns)
+    if count <= step:
+        part(0, count)
+        return
     starts = range(0, count, step)
     with ThreadPoolExecutor(devices.default_threads()) as pool:
         list(pool.map(lambda start: part(start, min(start + step, count)), starts))

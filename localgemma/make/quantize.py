@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from localgemma import errors
+from localgemma import errors, settings
 from localgemma.engine import CancelToken
 from localgemma.errors import BackendError, BadModelFile, Cancelled, LocalgemmaError, UsageError
 from localgemma.files.header import Header, check_drafter, check_text_model, kind_of, read_header
@@ -238,9 +238,16 @@ def _work(order: dict[str, Any], draft: whole.Draft | None, cancel: CancelToken 
     handles = (draft.handle,) if draft is not None and draft.handle is not None else ()
     command = [sys.executable, "-m", "localgemma.make.quantize_worker"]
     pipe, cancel, end = subprocess.PIPE, cancel or CancelToken(), None
+    debug = settings.load().log_level == "debug"
     with tempfile.TemporaryFile() as talk:
         worker = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=talk, text=True, pass_fds=handles, start_new_session=True
+            command,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=None if debug else talk,
+            text=True,
+            pass_fds=handles,
+            start_new_session=True,
         )  # a session of its own: the terminal's Ctrl-C reaches only the caller, who ends the worker
         assert worker.stdin is not None and worker.stdout is not None
         try:

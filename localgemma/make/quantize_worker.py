@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import threading
@@ -10,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from localgemma import settings
 from localgemma.errors import LocalgemmaError
 from localgemma.llamacpp import quantize
 from localgemma.make import imatrix
@@ -17,6 +19,8 @@ from localgemma.make import imatrix
 
 def main() -> None:
     """Run the order; the last line is {"done": true} or {"error": class, "message", "hint"}."""
+    if settings.load().log_level == "debug":
+        logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s")
     order = json.loads(sys.stdin.readline())
     leftover = order.pop("leftover")
     threading.Thread(target=_end_with_parent, args=(leftover,), daemon=True).start()

@@ -153,22 +153,16 @@ class _Work:
         points: list[tuple[dict[str, float], float]] = []
         for names in PROBES:
             chosen = {weight.name: _first(names, errors[weight.name]) for weight in group}
-            changed = {weight.name: self._quantised(weight, chosen[weight.name]) for weight in group}
-            with self._probe.changed(changed):
+            with self._probe.changed({name: (number, self._importance.get(name)) for name, number in chosen.items()}):
                 loss = self._probe.divergence(self._prompts, self._references, self._cancel)
             points.append(({name: errors[name][number] for name, number in chosen.items()}, max(loss, _LEAST)))
         return {weight.name: tuple(_choices(weight, errors[weight.name], points)) for weight in group}
-
-    def _quantised(self, weight: Planned, number: int) -> np.ndarray:
-        return quantised(self._probe.values(weight.name), number, self._importance.get(weight.name))
 
     def _errors(self, weight: Planned) -> dict[int, float]:
         """Relative squared error of each type on a sample of rows, weighted by what the columns see."""
         import numpy as np
 
-        values = self._probe.values(weight.name)
-        step = max(1, len(values) // _SAMPLE)
-        sample = np.ascontiguousarray(values[::step][:_SAMPLE])
+        sample = self._probe.sample(weight.name, _SAMPLE)
         seen = self._importance.get(weight.name)
         scale = np.ones(sample.shape[1], np.float32) if seen is None else seen
         total = float(np.einsum("ij,ij,j->", sample, sample, scale, dtype=np.float64)) or 1.0
