@@ -118,6 +118,15 @@ def test_every_name_of_a_blob_goes_and_no_other(tiny: Published) -> None:
     assert [p.name for p in (repository / "snapshots" / ("b" * 40)).iterdir()] == ["other.gguf"]
 
 
+def test_a_cache_that_has_two_paths_is_one(tiny: Published, tmp_path: Path) -> None:
+    files = pulled()
+    (tmp_path / "other-way").symlink_to(cache())
+    other = tmp_path / "other-way" / files.text.relative_to(cache())
+    blob = files.text.resolve()
+    rm(other).execute()
+    assert not blob.exists() and not files.text.is_symlink()
+
+
 def test_a_linked_file_is_only_forgotten(tiny: Published, tmp_path: Path) -> None:
     folder = tmp_path / "LM Studio"
     folder.mkdir()

@@ -209,7 +209,7 @@ def _unlink(path: Path) -> None:
 def _nobody_fetches(path: Path, cache: Path) -> Iterator[None]:
     """Hold the lock of whoever fetches this file (huggingface_hub's own); DiskError while somebody does."""
     name = path.name.removesuffix(PART).removesuffix(JOURNAL)
-    lock = cache / ".locks" / path.relative_to(cache).parts[0] / f"{name}.lock"
+    lock = cache / ".locks" / _repository(path, cache).name / f"{name}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(lock, timeout=0):
@@ -222,7 +222,7 @@ def _nobody_fetches(path: Path, cache: Path) -> Iterator[None]:
 
 def _names_in_hub(path: Path, cache: Path) -> list[Path]:
     """Every name of the file in its repository: those in snapshots, be they symbolic or hard links, and its blob last."""
-    repository = cache / path.relative_to(cache).parts[0]
+    repository = _repository(path, cache)
     names = [path]
     try:
         stat = path.stat()
@@ -234,6 +234,11 @@ def _names_in_hub(path: Path, cache: Path) -> list[Path]:
             if stat.st_ino and (other.st_dev, other.st_ino) == (stat.st_dev, stat.st_ino) and name != path:
                 names.append(name)
     return names
+
+
+def _repository(path: Path, cache: Path) -> Path:
+    """The folder of the file's repository, whatever links lead to the file or to the cache."""
+    return cache.resolve() / (path.parent.resolve() / path.name).relative_to(cache.resolve()).parts[0]
 
 
 def _tidy(folder: Path, top: Path) -> None:
