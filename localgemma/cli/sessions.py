@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import quote
 
 import click
 
 from localgemma.chat import sessions
+from localgemma.cli.models_view import JSON, YES, confirm, print_json, print_table
 from localgemma.cli.output import clean
 from localgemma.errors import DiskError, UsageError
 from localgemma.messages import Message, Pixels
@@ -26,35 +27,26 @@ def command() -> None:
 
 
 @command.command("list", context_settings=_HELP)
-@click.option("--json", "as_object", is_flag=True, help="Print a JSON list instead of a table.")
+@JSON
 def list_(as_object: bool) -> None:
     """The saved chats, the last one used first."""
     found = [sessions.summary(name) for name in sessions.names()]
     if as_object:
-        data = [
-            {"name": s.name, "updated": s.updated.isoformat(), "title": s.title, "turns": s.turns, "model": s.model,
-             "bytes": s.size, "problem": s.problem}
-            for s in found
-        ]  # fmt: skip
-        click.echo(json.dumps(data, ensure_ascii=False))
+        print_json([asdict(s) | {"updated": s.updated.isoformat()} for s in found])
     elif not found:
         click.echo("There is no saved chat yet. Start one: localgemma chat", err=True)
     else:
-        head = ("name", "last used", "turns", "size", "begins")
         rows = [
-            (s.name, f"{s.updated:%Y-%m-%d %H:%M}", f"{s.turns:,}", format_size(s.size), clean(s.problem or s.title))
+            (
+                s.name,
+                f"{s.updated:%Y-%m-%d %H:%M}",
+                f"{s.turns:,}",
+                format_size(s.size),
+                clean(s.problem or s.title)[:60],
+            )
             for s in found
         ]
-        _table([head, *rows])
-
-
-def _table(rows: list[tuple[str, ...]]) -> None:
-    """Columns side by side, numbers to the right; on a terminal the last one is cut at its edge."""
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    edge = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    for name, used, turns, size, begins in rows:
-        start = f"{name:<{widths[0]}}  {used:<{widths[1]}}  {turns:>{widths[2]}}  {size:>{widths[3]}}  "
-        click.echo((start + begins)[:edge])
+        print_table(("name", "last used", ">turns", ">size", "begins"), rows)
 
 
 @command.command(context_settings=_HELP)
@@ -70,13 +62,12 @@ def show(name: str) -> None:
 
 @command.command(context_settings=_HELP)
 @click.argument("names", nargs=-1, required=True, metavar="NAME…")
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@YES
 def rm(names: tuple[str, ...], yes: bool) -> None:
     """Remove saved chats with their pictures."""
     found = [sessions.summary(name) for name in names]
     size = format_size(sum(s.size for s in found))
-    if not yes and sys.stdin.isatty():
-        click.confirm(f"Remove {', '.join(s.name for s in found)} ({size})?", abort=True, err=True)
+    confirm(f"Remove {', '.join(s.name for s in found)} ({size})?", yes, default=False)
     for s in found:
         sessions.remove(s.name)
     click.echo(f"Removed: {', '.join(s.name for s in found)} ({size})", err=True)
