@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from fakes import FakeEngine, thought
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import localgemma
 from localgemma import runtime
 from localgemma.chat import record, sessions
 from localgemma.chat.conversation import Conversation
@@ -28,8 +30,10 @@ from localgemma.cli import main as cli_main
 from localgemma.engine import Prompt, StateInfo
 from localgemma.errors import BadConversation, BadState, DiskError, NotFound, UsageError
 from localgemma.gemma4.vision import from_rgb
-from localgemma.messages import ImagePart, Message, Notice, Pixels, TextPart, ToolCall, VideoPart
+from localgemma.messages import Done, ImagePart, Message, Notice, Pixels, TextPart, ToolCall, VideoPart
 from localgemma.options import ChatOptions, LoadOptions, Sampling
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def _pixels(seed: int = 0) -> Pixels:
@@ -218,6 +222,44 @@ def test_an_engine_without_states_saves_none(tmp_path: Path) -> None:
     assert Conversation(StateEngine()).save_state(tmp_path) is None  # nothing was said
 
 
+@pytest.mark.live
+def test_the_real_state_saves_reading_and_a_damaged_one_is_not_trusted(tmp_path: Path) -> None:
+    load = LoadOptions(ctx=2048, image_tokens=70, checkpoint_bytes=4 << 20)
+    question = "What is the capital of Greece?"
+    with localgemma.open("demo", options=load) as model:
+        chat = model.chat(temperature=0, max_tokens=12, image_tokens=70)
+        chat.ask("What color is the shape?", [ROOT / "examples" / "picture.png"])
+        chat.ask("Alma has a boat and a kite. Boris has a lamp. " * 9 + "What is the capital of France?")
+        chat.save(tmp_path)
+        info = chat.save_state(tmp_path)
+        assert info is not None and info.tokens > 150 and info.pictures > 0
+        wanted = chat.ask(question).content
+    state = (tmp_path / record.STATE).read_bytes()
+
+    def again(model: runtime.Model, data: bytes) -> tuple[StateInfo | None, Done, list[str]]:
+        (tmp_path / record.STATE).write_bytes(data)
+        chat = model.chat()
+        loaded = chat.load(tmp_path)
+        events = list(chat.send(question))
+        assert isinstance(events[-1], Done) and events[-1].message.text == wanted
+        return loaded, events[-1], [event.text for event in events if isinstance(event, Notice)]
+
+    with localgemma.open("demo", options=load) as model:
+        loaded, done, notices = again(model, state)
+        assert loaded is not None and not notices
+        assert done.usage.cached >= info.tokens - 70  # the answer's turn ends in new tokens
+        for data, says in (
+            (state[: len(state) // 2], "cut off"),
+            (state[:999] + bytes(9) + state[1008:], "damaged"),
+            (b"", ""),
+        ):
+            loaded, _, (notice,) = again(model, data)
+            assert loaded is None and says in notice and "read again" in notice
+    with localgemma.open("demo", options=replace(load, kv="f32")) as model:
+        loaded, done, (notice,) = again(model, state)
+        assert loaded is None and "KV cache" in notice and done.usage.cached == 0
+
+
 # ---- sessions --------------------------------------------------------------------------------------------------------
 
 
@@ -345,6 +387,58 @@ def test_kill_at_random_moments(home: Path, full: bool) -> None:
     assert last > 0
 
 
+REAL = """
+import sys, localgemma
+from localgemma.chat import sessions
+from localgemma.messages import Notice
+from localgemma.options import LoadOptions
+load = LoadOptions(ctx=1024, image_tokens=0, checkpoint_bytes=1 << 20)
+towns = ["France", "Greece", "Italy", "Spain"]
+with localgemma.open("demo", options=load) as model, sessions.Session("trip") as kept:
+    chat = model.chat(temperature=0, max_tokens=9, overflow="drop")
+    if kept.exists:
+        kept.restore(chat)
+    chat.keep = kept.save
+    while True:
+        turn = len(chat.history) // 2
+        events = list(chat.send(f"What is the capital of {towns[turn % 4]}?"))
+        lost = [event.text for event in events if isinstance(event, Notice) and "state" in event.text]
+        print(turn, events[-1].usage.cached, *lost, sep="\\t", flush=True)
+        kept.save_state(chat)
+"""
+
+
+@pytest.mark.live
+def test_kill_the_real_model_at_random_moments(home: Path, full: bool) -> None:
+    """After every kill the turns are whole, and the state is valid or is given up with a notice; the answers are the same."""
+    chance, last, states = random.Random(2), -1, 0
+    for _ in range(40 if full else 2):
+        child = subprocess.Popen([sys.executable, "-c", REAL], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        assert child.stdout is not None
+        first = child.stdout.readline().split("\t")
+        time.sleep(chance.random())
+        child.kill()
+        lines = [line.split("\t") for line in child.stdout.read().splitlines()]
+        child.wait()
+        assert int(first[0]) == last + 1, first
+        states += len(first) == 2 and int(first[1]) > 20
+        found, lost = record.read(home / "trip")
+        assert not lost and len(found.messages) % 2 == 0
+        told = int((lines or [first])[-1][0])
+        last = len(found.messages) // 2 - 1
+        assert last in (told, told + 1)
+        for turn, message in enumerate(found.messages[::2]):
+            assert message.text == f"What is the capital of {('France', 'Greece', 'Italy', 'Spain')[turn % 4]}?"
+    assert states >= (20 if full else 0)
+    with localgemma.open("demo", options=LoadOptions(ctx=1024, image_tokens=0)) as model:
+        kept, fresh = model.chat(), model.chat(temperature=0, max_tokens=9, overflow="drop")
+        kept.load(home / "trip")
+        answer = str(kept.ask("What is the capital of Greece?"))
+        (home / "trip" / record.STATE).unlink(missing_ok=True)
+        fresh.load(home / "trip")
+        assert str(fresh.ask("What is the capital of Greece?")) == answer
+
+
 # ---- the command line ------------------------------------------------------------------------------------------------
 
 Run = Callable[..., Result]
@@ -416,8 +510,9 @@ def test_the_list_and_its_verbs(run: Run, home: Path, tmp_path: Path) -> None:
     assert out.read_text() == run("sessions", "export", "trip").stdout
     assert run("sessions", "export", "trip", "-o", str(out)).exit_code == 2
     assert run("sessions", "export", "trip", "-o", str(tmp_path / "no" / "x.md")).exit_code == 5
-    assert run("sessions", "rm", "trip", "bad", "none").exit_code == 3
-    assert run("sessions", "rm", "trip", "bad").exit_code == 0
+    assert run("sessions", "rm", "trip", "bad", "none", "-y").exit_code == 3
+    assert run("sessions", "rm", "trip").exit_code == 2  # nobody is there to ask
+    assert run("sessions", "rm", "trip", "bad", "--yes").exit_code == 0
     assert not list(home.iterdir())
 
 
