@@ -78,6 +78,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=sensitivity.TOKENS)
     parser.add_argument("--held", type=int, default=48, help="held-out chats")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--standard", help="types to compare with, by commas", default=",".join(STANDARD))
+    parser.add_argument("--sensitivities", type=Path, help="a table measured before; default: WORK/sensitivities.csv")
     parser.add_argument("--budgets", help="bits a weight, by commas", default="2.8,3.4,4.0,4.7,5.6")
     given = parser.parse_args()
     given.work.mkdir(exist_ok=True)
@@ -85,7 +87,7 @@ def main() -> None:
     pieces = chats(given.chats)
     seen, held = pieces[::2], pieces[1::2]
     held = held[:: max(1, len(held) // given.held)]
-    matrix, table_file = given.work / "imatrix.gguf", given.work / "sensitivities.csv"
+    matrix, table_file = given.work / "imatrix.gguf", given.sensitivities or given.work / "sensitivities.csv"
     if not matrix.exists():
         imatrix.write(matrix, calibration.collect(given.source, None, seen, load, datasets=[given.chats.name]))
     weights = sensitivity.quantisable(given.source)
@@ -96,7 +98,7 @@ def main() -> None:
     table = sensitivity.read_table(table_file, weights)
     judge = Judge(given.source, held, load)
     standard = {}
-    for name in STANDARD:
+    for name in given.standard.split(","):
         plan = quantize.make_plan(given.source, Wish(name, imatrix=matrix))
         path = given.work / f"{name}.gguf"
         if not path.exists():
