@@ -102,7 +102,7 @@ class Cache:
         if not own and not free:
             chosen = min(idle, key=lambda slot: slot.used)
         self._now += 1
-        chosen.busy, chosen.conversation, chosen.used = True, conversation, self._now
+        chosen.busy, chosen.conversation, chosen.used = True, conversation or chosen.conversation, self._now
         return chosen
 
     def release(self, slot: Slot) -> None:

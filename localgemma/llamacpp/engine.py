@@ -6,13 +6,14 @@ import queue
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from localgemma.engine import CancelToken, EngineInfo, Finished, Output, Prompt, Request
+from localgemma.engine import CancelToken, EngineInfo, Finished, Output, Prompt, Request, StateInfo
 from localgemma.errors import BackendError, ContextOverflow, LocalgemmaError
-from localgemma.llamacpp import devices
+from localgemma.llamacpp import devices, state
 from localgemma.llamacpp.cache import Cache
 from localgemma.llamacpp.context import Context
 from localgemma.llamacpp.generation import Generation
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 DEFAULT_CONTEXT = 8192
+_Result = TypeVar("_Result")
 
 
 def open_engine(
@@ -126,6 +128,30 @@ class LlamaEngine:
         outputs: queue.SimpleQueue[Any] = queue.SimpleQueue()
         work = Scoring(wanted, self._cache, self._projector, outputs.put)
         return self._started(Task(wanted.keys, work.steps, CancelToken(), outputs, patient=True))
+
+    def save_state(self, prompt: Prompt, path: Path, conversation: str = "") -> StateInfo | None:
+        """Write the KV state that serves `prompt`; see engine.KeepsState."""
+        wanted = self._planned(prompt)
+        return self._called(lambda: state.save(self._cache, wanted.keys, conversation, path))
+
+    def load_state(self, path: Path) -> StateInfo:
+        """Bring a saved state back; see engine.KeepsState."""
+        if self._closed:
+            raise BackendError("The model is closed.", "Open it again.")
+        return self._called(lambda: state.load(self._cache, path))
+
+    def _called(self, job: Callable[[], _Result]) -> _Result:
+        """Run a job on the driver's thread, between two batches, and wait for it."""
+        outcome: Future[_Result] = Future()
+
+        def run() -> None:
+            try:
+                outcome.set_result(job())
+            except BaseException as error:
+                outcome.set_exception(error)
+
+        self._scheduler.call(run)
+        return outcome.result()
 
     def _started(self, task: Task) -> Iterator[Any]:
         self._scheduler.submit(task)

@@ -10,7 +10,7 @@ from typing import TypeAlias
 from localgemma.engine import Control, Prompt, Text
 from localgemma.errors import BadConversation, PictureTooLarge
 from localgemma.llamacpp.batch import Span
-from localgemma.llamacpp.cache import Cache, Key, Slot, common_prefix
+from localgemma.llamacpp.cache import Cache, Key, Slot, common_prefix, outside_picture
 from localgemma.llamacpp.model import Vocabulary
 from localgemma.llamacpp.task import Rows, Steps
 from localgemma.llamacpp.vision import Projector
@@ -18,6 +18,7 @@ from localgemma.messages import Pixels, Progress
 
 Run: TypeAlias = list[int] | Pixels
 
+LONG, NEAR = 2048, 512  # tokens: a stretch without a branch, and how far before its end a checkpoint is taken all the same
 TAIL = 16  # tokens after a branch that are evaluated twice rather than holding up the first token of an answer
 
 
@@ -89,10 +90,7 @@ class Prefill:
         """Evaluate what the cache lacks."""
         slot, keys, cache = self._slot, self._plan.keys, self._cache
         self.start = start = cache.prepare(slot, keys)
-        marks: list[int] = []
-        for at in self._plan.branches:
-            if at >= start and cache.worth_marking(slot, at, marks[-1] if marks else 0):
-                marks.append(at)
+        marks = self._marks(start)
         if marks and len(keys) - marks[-1] <= TAIL and self._plan.ids(marks[-1]) is not None:
             self.late = marks.pop()
         begun = time.perf_counter()
@@ -114,6 +112,17 @@ class Prefill:
                 report(Progress("prefill", at, total, (time.perf_counter() - begun) / (at - start) * (total - at)))
             position += size
         self._mark(marks)
+
+    def _marks(self, start: int) -> list[int]:
+        """Where checkpoints are worth taking: at branches, and near the end of a long text, whose question may change."""
+        keys, total, marks = self._plan.keys, len(self._plan.keys), [0]
+        wanted = {at for at in self._plan.branches if at >= start}
+        if total - max([start, *(at for at in wanted if at < total - TAIL)]) > LONG:
+            wanted.add(outside_picture(keys, total - NEAR))
+        for at in sorted(wanted):
+            if self._cache.worth_marking(self._slot, at, marks[-1]):
+                marks.append(at)
+        return marks[1:]
 
     def _mark(self, marks: list[int]) -> None:
         while marks and marks[0] <= len(self._slot.held):
