@@ -204,7 +204,9 @@ BAD = [
     ("no imatrix there", lambda t: ["IN", "OUT", "--type", "Q4_0", "--imatrix", str(t / "none")], 3, "There is no file"),
     ("no type", lambda t: ["IN", "OUT"], 2, "What to make is not clear"),
     ("no output", lambda t: ["IN", "--type", "Q4_0"], 2, "output is not named"),
-    ("types without a folder", lambda t: ["IN", "--types", "Q4_0"], 2, "--types makes several files"),
+    ("types without a folder", lambda t: ["IN", "--types", "Q4_0"], 2, "What to make is not clear"),
+    ("folder is a file", lambda t: ["IN", "-o", str(_not_gguf(t / "f")), "--types", "Q4_0"], 5, "could not be written"),
+    ("types and an output", lambda t: ["IN", "OUT", "-o", str(t), "--types", "Q4_0"], 2, "--types makes several files"),
     ("no types", lambda t: ["IN", "-o", str(t), "--types", ","], 2, "No type is named"),
 ]  # fmt: skip
 

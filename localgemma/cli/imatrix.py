@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _PATH = click.Path(path_type=Path)
 _USE = "Write: localgemma imatrix MODEL -o FILE --data FILE"
+OUTPUTS = 3 << 30  # bytes of a GPU kept for logits of every row, which a chat does not need and the plan does not count
 CONTEXT = 4096  # tokens of a chat that are read; what is longer is cut
 
 
@@ -67,8 +69,28 @@ def command(
     files = [*data, *names[1:]]  # --data A B reaches us as the option A and the argument B
     if not files:
         raise UsageError("There is no data to read.", _USE)
-    options = LoadOptions(ctx=ctx, gpu_layers=gpu_layers, threads=threads, mmap=True)
-    _collect(names[0], files, mmproj, options, target, output)
+    _collect(names[0], files, mmproj, Loading(ctx, gpu_layers, threads), target, output)
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """What the user said about loading a model that is read with; the machine's plan decides the rest."""
+
+    ctx: int
+    gpu_layers: int | None
+    threads: int | None
+
+    def options(self, text: Path, projector: Path | None) -> LoadOptions:
+        """How to load. Raises what making a plan does; with --gpu-layers there is none."""
+        tokens = LoadOptions().image_tokens if projector else 0
+        if self.gpu_layers is not None:
+            return LoadOptions(ctx=self.ctx, gpu_layers=self.gpu_layers, threads=self.threads, image_tokens=tokens)
+        from localgemma.fit import prepare
+        from localgemma.fit.planner import Wishes
+
+        wishes = Wishes(self.ctx, "f16", reserve=OUTPUTS, pictures=projector is not None, image_tokens=tokens or None)
+        load = prepare.load_plan(text, projector, text.stem, "you gave it", wishes).way.load
+        return replace(load, threads=self.threads or load.threads)
 
 
 def find_model(name: str) -> Local:
@@ -116,7 +138,7 @@ def _media(folder: Path) -> MediaReader:
     return read
 
 
-def _collect(name: str, files: Sequence[str], mmproj: Path | None, options: LoadOptions, target: Path, output: Output) -> None:
+def _collect(name: str, files: Sequence[str], mmproj: Path | None, loading: Loading, target: Path, output: Output) -> None:
     from localgemma.files.header import check_text_model, read_header
     from localgemma.make import calibration, imatrix
 
@@ -130,7 +152,7 @@ def _collect(name: str, files: Sequence[str], mmproj: Path | None, options: Load
             found.text,
             projector,
             pieces,
-            options,
+            loading.options(found.text, projector),
             datasets=[Path(file).name for file in files],
             progress=output.progress,
             cancel=cancel,

@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from localgemma.cli.imatrix import read_pieces
+from localgemma.cli.imatrix import Loading, read_pieces
 from localgemma.cli.output import Output, interruptible
 from localgemma.engine import CancelToken
-from localgemma.options import LoadOptions
 from localgemma.units import format_size
 
 if TYPE_CHECKING:
@@ -71,8 +70,8 @@ def _measured(source: Path, wish: Wish, measuring: Measuring, output: Output) ->
     from localgemma.make import sensitivity
 
     pieces = read_pieces(measuring.data or [str(SAMPLE)])
-    load = LoadOptions(image_tokens=0, ctx=_CONTEXT, gpu_layers=measuring.gpu_layers, threads=wish.threads or None)
-    settings = sensitivity.Settings(load=load)
+    loading = Loading(_CONTEXT, measuring.gpu_layers, wish.threads or None)
+    settings = sensitivity.Settings(load=loading.options(source, None))
     if measuring.bands is not None:
         settings = replace(settings, bands=measuring.bands)
     cancel = CancelToken()

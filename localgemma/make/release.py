@@ -52,7 +52,10 @@ def base_name(header: Header) -> str:
 
 def check(items: Sequence[Item], folder: Path, *, card: bool, replace: bool = False) -> None:
     """Refuse the release before its first byte: UsageError or DiskError."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise whole.disk_error(folder, error) from error
     for item in items:
         quantize.check_possible(item.plan)
         whole.check_target(item.plan.source.path, item.path, item.plan.size, replace=replace)
