@@ -27,7 +27,7 @@ from localgemma.files.header import read_header
 from localgemma.fit import decide, prepare, probe, rates
 from localgemma.fit.buffers import Table
 from localgemma.fit.hardware import Machine
-from localgemma.fit.memory import Setup, Weights, need, resident
+from localgemma.fit.memory import LATER, Setup, Weights, need, resident
 from localgemma.fit.planner import Planner, Way, Wishes
 from localgemma.fit.speed import tokens_per_second
 from localgemma.options import LoadOptions
@@ -124,7 +124,7 @@ def check(text: Path, projector: Path | None, args: argparse.Namespace) -> Itera
             yield from largest(here, weights, text, header.file_size)
             yield from crowded(text, projector)
         if not args.no_speed:
-            measured = rates.measure(machine, [kind for kind, _ in weights.types if kind] + [weights.output_type])
+            measured = rates.measure(machine, [kind for kind, _ in weights.types if kind] + [weights.output_type], again=True)
             fast = probe.with_rates(machine, measured)
             for layers in [every, every * 3 // 4] if machine.gpus else [0]:
                 yield speed_row(fast, measured, weights, text, layers)
@@ -150,9 +150,7 @@ def memory_row(
     table = Table(tuple(gpu.backend for gpu in here.machine.gpus))(setup)
     dry = here.compute.settle(setup)
     taken = need(setup, here.compute)
-    device = sum(item.size for item in taken.gpus[0] if item.what not in ("margin", "driver")) if taken.gpus else 0
-    if size:  # its working memory is only there once a picture was seen
-        device -= here.compute.projector(case.pictures)
+    device = sum(item.size for item in taken.gpus[0] if item.what not in (*LATER, "driver")) if taken.gpus else 0
     seen = run_child(text, projector if size else None, setup, fill)
     if device and not DRIVER:
         DRIVER.append(seen["device"] - device)  # the first load calibrates, as it does for a user

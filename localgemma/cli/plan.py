@@ -120,6 +120,8 @@ def show(decision: Decision) -> None:
     free = machine.ram_free - (sum(need.gpu(i) for i in range(len(need.gpus))) if machine.unified else 0)
     memory.add_row("RAM", _share(need.host_total, free), _parts(need.host))
     console.print(memory)
+    if last := _last_load(decision):
+        console.print(last)
     console.print()
     console.print(_next_step(decision))
     if decision.alternatives:
@@ -147,12 +149,32 @@ def _machine(machine: Machine) -> str:
     return f"{whose}: {'; '.join([*cards, memory])}" + ("" if cards else "; no GPU that llama.cpp can use")
 
 
+def _last_load(decision: Decision) -> str:
+    """What this file's last load took here, beside what was predicted for it; empty where it was never loaded."""
+    from localgemma import measured
+
+    if decision.machine.simulated:
+        return ""
+    loads = [load for load in measured.load(decision.machine.key).loads if load.model == decision.way.candidate.name]
+    if not loads:
+        return ""
+    told = [
+        f"{format_size(taken)} on {device} (predicted {format_size(loads[-1].predicted.get(device, 0))})".replace(
+            "on RAM", "of RAM"
+        )
+        for device, taken in loads[-1].taken.items()
+    ]
+    if loads[-1].seen_speed:
+        told.append(f"{loads[-1].seen_speed:,.1f} tokens/s (predicted {loads[-1].speed:,.1f})")
+    return f"Its last load here took {', '.join(told)}."
+
+
 def _next_step(decision: Decision) -> str:
     candidate = decision.way.candidate
     if decision.machine.simulated:
         return "Speeds and free memory are those that such a computer usually has; run this on it for its own."
     if candidate.path:
-        return f"Start it: localgemma chat -m {candidate.name if '@' in candidate.name else candidate.path}"
+        return f"Start it: localgemma chat -m {candidate.path if candidate.name.endswith('.gguf') else candidate.name}"
     return f"Get it: localgemma models pull {candidate.name}"
 
 

@@ -13,7 +13,7 @@ from localgemma.fit import probe
 from localgemma.fit.buffers import Table
 from localgemma.fit.explain import Decision
 from localgemma.fit.hardware import Machine
-from localgemma.fit.memory import MARGIN, need
+from localgemma.fit.memory import LATER, need
 from localgemma.fit.planner import Wishes
 from localgemma.llamacpp import devices
 from localgemma.options import LoadOptions
@@ -22,7 +22,6 @@ from localgemma.units import GIB, MIB, format_size
 LOGGER = logging.getLogger("localgemma.fit")
 LEAST_CONTEXT = 2048
 LEAST_DRIVER = 64 * MIB
-_NOT_TOUCHED = ("margin", "program", "compute buffer", "pictures seen")  # of the RAM, right after a load
 _T = TypeVar("_T")
 
 
@@ -52,16 +51,17 @@ def after(before: Before, decision: Decision) -> tuple[measured.Load, tuple[str,
     machine, need = before.machine, decision.way.need
     taken = {gpu.name: max(0, was - now) for gpu, was, now in zip(machine.gpus, before.free, _free(machine), strict=True)}
     taken["RAM"] = max(0, probe.resident() - before.resident)
-    predicted = {
-        gpu.name: need.gpu(i) - (MARGIN if need.gpus[i] else 0) for i, gpu in enumerate(machine.gpus[: len(need.gpus)])
-    }
-    predicted["RAM"] = sum(item.size for item in need.host if item.what not in _NOT_TOUCHED) + need.droppable
+    used = list(zip(machine.gpus, need.gpus, strict=False))
+    predicted = {gpu.name: sum(item.size for item in items if item.what not in LATER) for gpu, items in used}
+    # A compute buffer in RAM is only touched by the first evaluation.
+    there = [item.size for item in need.host if item.what not in (*LATER, "compute buffer")]
+    predicted["RAM"] = sum(there) + need.droppable
     load = measured.Load(decision.way.candidate.name, predicted, taken, decision.way.speed)
     kept = measured.load(machine.key)
     drivers = dict(kept.driver)
-    for index, gpu in enumerate(machine.gpus[: len(need.gpus)]):
-        if need.gpus[index]:
-            known = sum(item.size for item in need.gpus[index] if item.what not in ("driver", "margin", "pictures"))
+    for gpu, items in used:
+        if items:
+            known = sum(item.size for item in items if item.what not in (*LATER, "driver"))
             drivers[gpu.name] = max(LEAST_DRIVER, taken[gpu.name] - known)
     measured.save(machine.key, replace(kept.with_load(load), driver=drivers, program=before.resident))
     LOGGER.info("predicted %s, took %s", predicted, taken)
@@ -94,6 +94,15 @@ def smaller(options: LoadOptions, wishes: Wishes) -> Iterator[tuple[LoadOptions,
         layers = (options.gpu_layers or 0) * 3 // 4
         options = replace(options, gpu_layers=layers, tensor_split=None, devices=() if not layers else options.devices)
         yield options, f"{layers} layers on the GPU"
+
+
+def saw(decision: Decision, speed: float) -> None:
+    """Keep the speed that the load of this plan really had, in tokens a second."""
+    kept = measured.load(decision.machine.key)
+    loads = [
+        replace(load, seen_speed=speed) if load.model == decision.way.candidate.name else load for load in kept.loads[-1:]
+    ]
+    measured.save(decision.machine.key, replace(kept, loads=(*kept.loads[:-1], *loads)))
 
 
 def lacking(decision: Decision, options: LoadOptions) -> str:

@@ -203,6 +203,8 @@ def _batch_reason(way: Way) -> str:
 def _speed(planner: Planner, way: Way) -> Choice:
     machine = planner.machine
     reason = "measured on this machine" if machine.measured else "by the bandwidth such a machine usually has"
+    if not machine.measured and not machine.simulated:
+        reason += "; localgemma doctor measures it"
     if planner.wishes.min_speed:
         reason += f"; you asked for at least {planner.wishes.min_speed:g}"
     return Choice(

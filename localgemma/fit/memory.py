@@ -19,6 +19,7 @@ Source = Literal["header", "file size", "shape", "dry run", "table", "measured h
 VOCABULARY_BYTES = 480  # a token's names and merges in llama.cpp and here; measured on the 262,144-token vocabulary
 MARGIN = 256 * MIB  # a GPU's allocator rounds, and a desktop's windows come and go
 HOST_MARGIN = 512 * MIB
+LATER = ("margin", "program", "pictures", "pictures seen")  # of a load's items, what is not there right after it
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +168,10 @@ def need(setup: Setup, compute: Compute) -> Need:
     layers, kv = layer_sums(weights, options.kv, setup.tokens, options.physical_batch, options.sequences)
     buffers = compute(setup)
     seen_by_gpu = bool(setup.projector and options.projector_on_gpu and setup.placement)
-    vision = setup.projector + compute.projector(options.image_tokens) if setup.projector else 0
+    vision = (
+        Item("projector", setup.projector, "header"),
+        Item("pictures", compute.projector(options.image_tokens) if setup.projector else 0, "table"),
+    )
     gpus = []
     for index, (start, end) in enumerate(setup.ranges()):
         last = min(end, count)
@@ -176,15 +180,15 @@ def need(setup: Setup, compute: Compute) -> Need:
             Item("weights", layers[last] - layers[start] + output if end > start else 0, source),
             Item("KV cache", kv[last] - kv[start] if end > start else 0, "shape"),
             Item("compute buffer", buffers.gpus[index], buffers.source),
-            Item("pictures", vision if index == 0 and seen_by_gpu else 0, "table"),
+            *(vision if index == 0 and seen_by_gpu else ()),
         ]
         if any(item.size for item in items):
             items += [Item("driver", compute.driver(index), compute.driver_source), Item("margin", MARGIN, "margin")]
         gpus.append(tuple(item for item in items if item.size))
-    return Need(tuple(gpus), *_host(setup, compute, buffers, 0 if seen_by_gpu else vision))
+    return Need(tuple(gpus), *_host(setup, compute, buffers, () if seen_by_gpu else vision))
 
 
-def _host(setup: Setup, compute: Compute, buffers: Buffers, vision: int) -> tuple[tuple[Item, ...], int]:
+def _host(setup: Setup, compute: Compute, buffers: Buffers, vision: tuple[Item, ...]) -> tuple[tuple[Item, ...], int]:
     """The items in the computer's memory, and what of the mapped file may be dropped."""
     weights, options, count = setup.weights, setup.options, len(setup.weights.layers)
     source: Source = "header" if weights.exact else "file size"
@@ -196,7 +200,7 @@ def _host(setup: Setup, compute: Compute, buffers: Buffers, vision: int) -> tupl
         Item("weights", weights.embedding + output + layers[first], source),
         Item("KV cache", kv[first], "shape"),
         Item("compute buffer", buffers.host, buffers.source),
-        Item("pictures", vision, "table"),
+        *vision,
         Item("pictures seen", CACHE_BYTES if setup.projector else 0, "table"),
         Item("vocabulary", weights.shape.vocabulary * VOCABULARY_BYTES, "table"),
         Item("program", compute.program, compute.program_source),
@@ -209,10 +213,7 @@ def _host(setup: Setup, compute: Compute, buffers: Buffers, vision: int) -> tupl
 def resident(setup: Setup, compute: Compute) -> int:
     """Bytes of RAM that a process holds more after this load and a full context, before any picture."""
     taken = need(setup, compute)
-    held = sum(item.size for item in taken.host if item.what not in ("margin", "program", "pictures", "pictures seen"))
-    if any(item.what == "pictures" for item in taken.host):
-        held += setup.projector
-    return held + taken.droppable
+    return taken.droppable + sum(item.size for item in taken.host if item.what not in LATER)
 
 
 def split_shares(placement: Sequence[int]) -> tuple[float, ...]:

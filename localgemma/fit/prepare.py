@@ -55,7 +55,8 @@ def candidates_of(name: str | Path) -> tuple[tuple[Candidate, ...], Entry | None
         folder = here[0].folder or Path()
         beside = here[0].projectors[0].path if here[0].projectors else ""
         standing = Standing(0.0, None, "ships with localgemma")
-        return (of_file(folder / here[0].text[0].path, folder / beside, here[0].name, standing),), None
+        shown = entry.name if len(entry.variants) == 1 else here[0].name
+        return (of_file(folder / here[0].text[0].path, folder / beside, shown, standing),), None
     names = {variant.name for variant in found.variants}
     return tuple(c for c in from_entry(entry, header_here) if c.name in names), entry
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -18,19 +19,29 @@ LAYERS_GPU, LAYERS_CPU = (2, 8), (2,)  # on a GPU the difference of two counts, 
 USUAL = (12,)  # Q4_K: a plan measures this one; `doctor` more
 
 
-def measure(machine: Machine, kinds: Iterable[int] = USUAL) -> dict[str, float]:
-    """Bytes of weights a second by `device:ggml type id`; what this machine knew already is not measured again."""
+def busy() -> bool:
+    """Whether other programs use so much of the CPU that a measurement would say little."""
+    import psutil
+
+    return bool(psutil.getloadavg()[0] > 0.6 * (psutil.cpu_count() or 1))
+
+
+def measure(machine: Machine, kinds: Iterable[int] = USUAL, *, again: bool = False) -> dict[str, float]:
+    """Bytes of weights a second by `device:ggml type id`.
+
+    What this machine knew already is not measured again, and on a busy one nothing is, unless `again`.
+    """
     kept = measured.load(machine.key)
     found = dict(kept.rates)
+    if busy() and not again:
+        return found
     for device in ("CPU", *(gpu.name for gpu in machine.gpus)):
         for kind in dict.fromkeys(kinds):
             key = f"{device}:{kind}"
-            if key in found or kind not in TYPE_SIZES:
+            if (key in found and not again) or kind not in TYPE_SIZES:
                 continue
-            try:
+            with contextlib.suppress(LocalgemmaError):  # stays unknown
                 found[key] = _rate(device, kind, machine.threads)
-            except LocalgemmaError:
-                continue  # stays unknown
     if found != dict(kept.rates):
         measured.save(machine.key, replace(kept, rates=found))
     return found

@@ -11,6 +11,7 @@ DEPTH = 1024  # tokens of context at which a speed is told
 # Share of a memory's bandwidth that decoding reaches. Published: RTX 4090 79 %, 5090 80 %, 3090 65 %, R9700 81 %, 7900 XT
 # 67 %, M5 Max 77 %, Strix Halo 83 % (Q4); used only where this machine was not measured.
 REACH = 0.7
+CPU_LAYER = 50e-6  # seconds a layer takes on a CPU beyond its reading, as threads wait for each other; small models feel it
 Rates = Mapping[tuple[str, int], float]  # (device, ggml type id): bytes of weights a second, measured by decoding
 
 
@@ -28,7 +29,7 @@ def tokens_per_second(setup: Setup, machine: Machine, rates: Rates | None = None
         return total + read / (bandwidth * REACH)
 
     first = max(0, min(count, count + 1 - setup.on_gpu))
-    time = seconds("CPU", machine.ram_bandwidth, range(first), setup.on_gpu == 0)
+    time = seconds("CPU", machine.ram_bandwidth, range(first), setup.on_gpu == 0) + first * CPU_LAYER
     for gpu, (start, end) in zip(machine.gpus, setup.ranges(), strict=False):
         if end > start:
             time += seconds(gpu.name, gpu.bandwidth, range(start, min(end, count)), end > count)
