@@ -142,7 +142,10 @@ def test_the_table_is_what_dry_runs_of_the_31b_say() -> None:
     """On a CPU the table must not be below the dry run, nor more than 2 % or 4 MiB above it."""
     weights = weights_estimate(17_651_001_568, "Q4_0")
     with Here(CPU) as here:
-        for tokens, kv, ubatch in [(8192, "f16", 512), (32768, "q8_0", 1120), (131072, "f16", 2048), (262144, "f16", 512)]:
+        for tokens, kv, ubatch in [
+            (8192, "f16", 16), (8192, "f16", 128), (8192, "f16", 256), (8192, "f16", 512), (32768, "q8_0", 1120),
+            (131072, "f16", 2048), (262144, "f16", 512),
+        ]:  # fmt: skip
             options = LoadOptions(kv=kv, ubatch=ubatch, image_tokens=0, ctx=tokens)  # type: ignore[arg-type]
             setup = Setup(weights, options, tokens, ())
             true, table = here.compute.settle(setup).host, Table()(replace(setup, options=replace(options, kv="f16"))).host

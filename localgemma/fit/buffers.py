@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from localgemma.fit.memory import Setup, Source
 
 TOKEN_BYTES = 355_380  # of the 31B's graph for a token of the batch (dry runs, ubatch 512 to 2,048: 0.33892 MiB each)
+SMALL_BYTES = 151_520  # the same while the output rows lie beside it, which decides below 400 tokens (dry runs, 16 to 320)
 HIDDEN = 5376  # the width it was measured at; other widths are scaled
 DRIVER = {"CUDA": 600 * MIB, "ROCm": 700 * MIB, "Metal": 128 * MIB, "Vulkan": 200 * MIB}  # context and kernels, at most
 DRIVER_UNKNOWN = 700 * MIB
@@ -75,8 +76,9 @@ class Table:
         ubatch = options.physical_batch
         cells = padded(setup.tokens) + padded(min(padded(setup.tokens), shape.window * options.sequences + ubatch))
         mask = 2 * ubatch * cells
-        rows = options.outputs * shape.vocabulary * 4
-        graph = max(ubatch * TOKEN_BYTES * shape.hidden // HIDDEN, rows) + mask
+        rows = min(options.outputs, ubatch) * shape.vocabulary * 4
+        width = shape.hidden / HIDDEN
+        graph = max(int(ubatch * TOKEN_BYTES * width), rows + int(ubatch * SMALL_BYTES * width)) + mask
         host = graph if setup.on_gpu == 0 else mask + ubatch * shape.hidden * 4 + 16 * MIB
         extra = 0
         if options.kv not in ("f16", "bf16"):
