@@ -39,11 +39,19 @@ class Probe:
         self._names = frozenset(names)
         self._places: dict[str, set[int]] = {}
         self._operations = {tensors.operation(name) for name in ("MUL_MAT", "GET_ROWS")}
+        self._looking = True
         self.observed = Observed(text, None, options, wanted=self._note, progress=progress)
+        # So few tokens that ggml computes where the weights are: for more it would copy them to a GPU first (op_offload).
+        try:
+            self.observed.evaluate([[self.observed.model.vocab.control("<bos>")] * 8], CancelToken())
+        except BaseException:
+            self.close()
+            raise
+        self._looking = False
 
     def _note(self, tensor: tensors.Tensor) -> bool:
         """Remember where a weight is; it may be in several places, on the host and on a device."""
-        if tensor.op in self._operations and tensor.src[0]:
+        if self._looking and tensor.op in self._operations and tensor.src[0]:
             name = tensors.name_of(tensors.at(tensor.src[0]))
             if name in self._names:
                 self._places.setdefault(name, set()).add(tensor.src[0])
