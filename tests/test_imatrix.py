@@ -12,7 +12,7 @@ import gguf
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from localgemma.cli.main import cli
@@ -87,6 +87,7 @@ def made(name: str, columns: int, *, seed: int = 0, count: int = 512) -> Imatrix
     return Imatrix({name: Entry(values, np.array([count], np.int64))}, ("x",), 512, 1)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=5), st.randoms())
 def test_the_order_of_merging_does_not_matter(seeds: list[int], chooser: random.Random) -> None:
     parts = [made(f"blk.{seed % 3}.w", 4, seed=seed, count=seed + 1) for seed in seeds]
@@ -207,6 +208,7 @@ def observed() -> Iterator[Observed]:
         yield opened
 
 
+@settings(deadline=None)
 @given(st.integers(2, 40), st.integers(0, 60))
 def test_chunks_are_whole_and_begin_with_bos(observed: Observed, size: int, words: int) -> None:
     ids = [2, *observed.model.vocab.text(" ".join(WORDS[index % len(WORDS)] for index in range(words)))]

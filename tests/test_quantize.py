@@ -351,10 +351,10 @@ def children(parent: int) -> list[int]:
 
 
 def alive(workers: list[int]) -> list[int]:
-    """Those still running after two seconds of grace."""
+    """Those still running after ten seconds of grace."""
     import psutil
 
-    for _ in range(200):
+    for _ in range(1000):
         workers = [pid for pid in workers if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
         if not workers:
             break
