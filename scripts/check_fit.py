@@ -254,10 +254,9 @@ def child(job: dict[str, Any]) -> None:
     raw = job["options"]
     raw["devices"] = None if raw["devices"] is None else tuple(raw["devices"])
     options = LoadOptions(**raw)
-    import numpy  # noqa: F401  (part of the program before a load)
-
     smi = [nvidia_smi()]
     library.load()
+    import numpy  # noqa: F401  (part of the program before a load; after the library, which needs its own C++ runtime)
 
     def state() -> tuple[int, int]:
         gpus = [device.free for device in devices.list_devices() if device.kind in ("gpu", "igpu")]
@@ -288,9 +287,16 @@ def child(job: dict[str, Any]) -> None:
     print(json.dumps({
         "device": before[0] - after[0] if before[0] else 0, "device_loaded": before[0] - loaded[0],
         "host": after[1] - before[1], "host_loaded": loaded[1] - before[1], "start": before[1], "filled": filled,
-        "nvidia_smi": smi, "speed": 1 / seconds[len(seconds) // 2] if seconds else 0.0,
+        "nvidia_smi": smi, "mapped": mapped(), "speed": 1 / seconds[len(seconds) // 2] if seconds else 0.0,
     }))  # fmt: skip
     del vision
+
+
+def mapped() -> int:
+    """Bytes of mapped files that are resident (Linux): the system drops them where memory is short."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssFile:")), 0)
 
 
 def nvidia_smi() -> int:
