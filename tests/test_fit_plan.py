@@ -27,6 +27,7 @@ from localgemma.fit.explain import Decision
 from localgemma.fit.hardware import Machine, simulated
 from localgemma.fit.planner import Candidate, Planner, Way, Wishes
 from localgemma.fit.quality import standings
+from localgemma.options import LoadOptions
 
 GIB = 1 << 30
 SIZES = (0, 4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96)
@@ -136,6 +137,19 @@ def test_wishes_win() -> None:
     assert way(reserve=4 * GIB).need.gpu(0) <= 20 * GIB
     assert way(devices=("CPU",)).setup.on_gpu == 0
     assert plan((24, 12), 64, devices=("GPU1",)).machine.gpus[0].total == 12 * GIB
+
+
+def test_load_options_are_wishes_where_they_say_something() -> None:
+    assert Wishes.of(LoadOptions()) == Wishes()
+    asked = LoadOptions(ctx=4096, kv="q8_0", gpu_layers=3, devices=("GPU0",), image_tokens=280, sequences=2)
+    wishes = Wishes.of(asked)
+    assert (wishes.ctx, wishes.kv, wishes.gpu_layers, wishes.devices, wishes.image_tokens) == (4096, "q8_0", 3, ("GPU0",), 280)
+    assert not Wishes.of(LoadOptions(image_tokens=0)).pictures
+    way = best(simulated((24 * GIB,), 64 * GIB), Wishes.of(replace(asked, projector_on_gpu=False, ubatch=1024)))
+    assert way is not None
+    options = way.load
+    assert (options.image_tokens, options.sequences, options.projector_on_gpu, options.physical_batch) == (280, 2, False, 1024)
+    assert options.kv == "q8_0" and options.gpu_layers == 3
 
 
 def test_a_wish_says_what_it_costs() -> None:

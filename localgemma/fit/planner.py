@@ -142,14 +142,13 @@ class Planner:
         wanted = min(WANTED_CONTEXT, trained)
         contexts = [wishes.ctx] if wishes.ctx else [ctx for ctx in CONTEXTS if ctx <= wanted] or [wanted]
         kinds: list[KvType] = [wishes.kv] if wishes.kv else ["f16", "q8_0"]
+        gpu_may = bool(self.machine.gpus) and wishes.base.projector_on_gpu
         for tokens, on_gpu, picture_cost in self._pictures(candidate):
             for kv in kinds:
                 loss = kv_loss(self.entry, kv)[0]
                 for ctx in contexts:
                     cost = candidate.standing.place + loss + picture_cost + CONTEXT_COST * max(0.0, log2(wanted / ctx))
-                    options = replace(
-                        wishes.base, kv=kv, image_tokens=tokens, projector_on_gpu=on_gpu and bool(self.machine.gpus), ctx=ctx
-                    )
+                    options = replace(wishes.base, kv=kv, image_tokens=tokens, projector_on_gpu=on_gpu and gpu_may, ctx=ctx)
                     yield cost, Setup(weights, options, ctx, (), candidate.projector if tokens else 0)
 
     def _pictures(self, candidate: Candidate) -> Sequence[tuple[int, bool, float]]:

@@ -33,8 +33,8 @@ def load_plan(text: Path, projector: Path | None, name: str, why: str, wishes: W
     """The plan for files that are here; the headers were checked."""
     machine = probe.machine()
     beside = projector if wishes.pictures else None
-    size = read_header(beside).file_size if beside else 0
-    candidate = from_header(read_header(text), size, name, Standing(0.0, None, why))
+    size = store.header_of(beside).file_size if beside else 0
+    candidate = from_header(store.header_of(text), size, name, Standing(0.0, None, why))
     return decide((candidate,), wishes, machine, rates_of(machine))
 
 
