@@ -13,13 +13,17 @@ from click.testing import CliRunner
 
 from localgemma import measured, runtime
 from localgemma.cli import main as cli_main
-from localgemma.errors import DoesNotFit
+from localgemma.errors import BackendError, DoesNotFit
 from localgemma.files.header import read_header
-from localgemma.fit import calibrate, doctor, prepare, probe
+from localgemma.fit import calibrate, doctor, prepare, probe, rates, stub
 from localgemma.fit.decide import decide, from_header
 from localgemma.fit.doctor import Card, Facts
 from localgemma.fit.hardware import Gpu, Machine
+from localgemma.fit.memory import weights_of
 from localgemma.fit.planner import Wishes
+from localgemma.gemma4.shape import metadata_of
+from localgemma.llamacpp.dryrun import TensorInfo
+from localgemma.llamacpp.trial import seconds_a_token
 from localgemma.options import LoadOptions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -168,6 +172,40 @@ def test_windows_spill_is_named() -> None:
     (said,) = calibrate.spilled(machine, {"CUDA0": 20 * GIB}, {"CUDA0": 15 * GIB})
     assert "5 GiB" in said and "--reserve 6GiB" in said
     assert list(calibrate.spilled(HEALTHY.machine, {"CUDA0": 20 * GIB}, {"CUDA0": GIB})) == []
+
+
+def test_rates_are_measured_once_and_not_on_a_busy_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LOCALGEMMA_HOME", str(tmp_path))
+    asked: list[tuple[tuple[str, ...] | None, int]] = []
+
+    def seconds(metadata: object, tensors: list[TensorInfo], vocabulary: int, options: LoadOptions) -> float:
+        asked.append((options.devices, len(tensors)))
+        if options.devices == ("CUDA0",):
+            return sum(t.nbytes for t in tensors) / 1e12 + 0.001  # the millisecond a token is no part of the rate
+        return sum(t.nbytes for t in tensors) / 4e10
+
+    monkeypatch.setattr(rates, "seconds_a_token", seconds)
+    monkeypatch.setattr(rates, "busy", lambda: True)
+    assert rates.measure(HEALTHY.machine) == {} and not asked
+    monkeypatch.setattr(rates, "busy", lambda: False)
+    found = rates.measure(HEALTHY.machine, (12,))
+    assert found == pytest.approx({"CPU:12": 4e10, "CUDA0:12": 1e12})
+    count = len(asked)
+    assert rates.measure(HEALTHY.machine, (12,)) == found and len(asked) == count
+    assert prepare.rates_of(HEALTHY.machine) == {("CPU", 12): found["CPU:12"], ("CUDA0", 12): found["CUDA0:12"]}
+    assert probe.with_rates(HEALTHY.machine, found).gpus[0].bandwidth == pytest.approx(1e12)
+    rates.measure(HEALTHY.machine, (12,), again=True)
+    assert len(asked) == 2 * count
+
+
+@pytest.mark.live
+def test_a_device_is_measured_with_layers_of_zeros() -> None:
+    shape = weights_of(read_header(DEMO / "text.gguf")).shape
+    tensors = stub.tensors_of(replace(shape, vocabulary=256), 8, 8)
+    options = LoadOptions(gpu_layers=0, devices=(), threads=1, image_tokens=0)
+    assert 0 < seconds_a_token(metadata_of(shape), tensors, 256, options, limit=0.01) < 5
+    with pytest.raises(BackendError):
+        seconds_a_token({"general.architecture": "gemma4"}, tensors, 256, options)
 
 
 @pytest.mark.live

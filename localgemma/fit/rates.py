@@ -16,7 +16,7 @@ from localgemma.llamacpp.trial import seconds_a_token
 from localgemma.options import LoadOptions
 
 LAYERS_GPU, LAYERS_CPU = (2, 8), (2,)  # on a GPU the difference of two counts, so that what is per token drops out
-USUAL = (12,)  # Q4_K: a plan measures this one; `doctor` more
+USUAL = (12, 8)  # Q4_K and Q8_0: a plan measures these, `doctor` more; types in between are taken as the slower
 
 
 def busy() -> bool:
