@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from localgemma.errors import UsageError
@@ -120,7 +121,7 @@ class LoadOptions:
     tokens a physical batch; None is max(512, image_tokens), since a picture must fit into one. `image_tokens` is the
     largest picture this load allows, 0 loads no projector. `sequences` conversations share the context.
     Checkpoints of the KV cache, for prompts that part ways, take at most `checkpoint_bytes` of RAM; None is a tenth of what is
-    free at load, at most 4 GiB.
+    free at load, at most 4 GiB. `drafter` is the file of an MTP drafter, which may propose up to `draft_tokens` tokens a step.
     """
 
     ctx: int | None = None
@@ -141,6 +142,8 @@ class LoadOptions:
     outputs: int = 64
     sequences: int = 1
     checkpoint_bytes: int | None = None
+    drafter: Path | None = None
+    draft_tokens: int = 8
     check_tensors: bool = False
 
     def __post_init__(self) -> None:
@@ -154,6 +157,7 @@ class LoadOptions:
         _require(1 <= self.sequences <= 256, "sequences", self.sequences, "1 to 256")
         kept = self.checkpoint_bytes
         _require(kept is None or kept >= 0, "checkpoint_bytes", kept, "a number of bytes from 0")
+        _require(1 <= self.draft_tokens <= 15, "draft_tokens", self.draft_tokens, "1 to 15")
         for name in ("threads", "threads_batch"):
             value = getattr(self, name)
             _require(value is None or 1 <= value <= 1024, name, value, "1 to 1,024")

@@ -27,7 +27,7 @@ class Batch:
         self._counts = (ctypes.c_int32 * capacity)(*[1] * capacity)
         self._sequences = (ctypes.c_int32 * capacity)()
         self._outputs: Any = (ctypes.c_int8 * capacity)()
-        self._rows = (ctypes.c_float * (capacity * width))() if width else None
+        self._rows: Any = (ctypes.c_float * (capacity * width))() if width else None
         one = ctypes.POINTER(ctypes.c_int32)
         start = ctypes.addressof(self._sequences)
         self._pointers = (one * capacity)(*[ctypes.cast(start + 4 * row, one) for row in range(capacity)])
@@ -41,8 +41,10 @@ class Batch:
             logits=ctypes.cast(self._outputs, ctypes.POINTER(ctypes.c_int8)),
         )
 
-    def fill(self, spans: Sequence[Span]) -> Any:
-        """The struct, holding the spans one after another."""
+    def fill(self, spans: Sequence[Span], embeddings: Any = None) -> Any:
+        """The struct, holding the spans one after another; `embeddings` points to the floats that go with the tokens."""
+        if embeddings is not None:
+            ctypes.memmove(self._rows, embeddings, ctypes.sizeof(self._rows))
         start = 0
         for span in spans:
             count = len(span.tokens)
@@ -64,7 +66,6 @@ class Batch:
     def fill_rows(self, rows: Any, position: int, sequence: int, *, output: bool = False) -> Any:
         """The struct, holding embeddings (float32 [rows, width]) from `position` on; `output` asks for their logits."""
         count = len(rows)
-        assert self._rows is not None
         ctypes.memmove(self._rows, rows.ctypes.data, rows.nbytes)
         self._positions[:count] = list(range(position, position + count))
         self._sequences[:count] = [sequence] * count

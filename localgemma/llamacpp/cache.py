@@ -87,6 +87,11 @@ class Cache:
         """Positions that are taken, at most: a shared prefix counts for each sequence."""
         return sum(len(slot.held) for slot in self.slots)
 
+    @property
+    def alone(self) -> bool:
+        """Whether one sequence is at work."""
+        return sum(slot.busy for slot in self.slots) == 1
+
     def acquire(self, keys: Sequence[Key], conversation: str = "") -> Slot | None:
         """A sequence for a prompt, busy until `release`: the conversation's own, else the one that fits or is idle longest.
 

@@ -36,6 +36,7 @@ class Context:
         params = c.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = tokens, self.ubatch, self.ubatch
         params.n_seq_max, params.n_outputs_max, params.kv_unified = options.sequences, options.outputs, True
+        params.n_outputs_max_per_seq = options.draft_tokens + 1 if options.drafter else 1
         if options.threads:
             params.n_threads = options.threads
         params.n_threads_batch = options.threads_batch or options.threads or params.n_threads_batch

@@ -16,6 +16,7 @@ from localgemma.errors import BackendError, ContextOverflow, LocalgemmaError
 from localgemma.llamacpp import devices, state
 from localgemma.llamacpp.cache import Cache
 from localgemma.llamacpp.context import Context
+from localgemma.llamacpp.draft import Drafter, DraftLength, Speculation
 from localgemma.llamacpp.generation import Generation
 from localgemma.llamacpp.model import Model
 from localgemma.llamacpp.scheduler import Scheduler
@@ -58,6 +59,8 @@ def open_engine(
             opened.append(vision)
         tokens = options.ctx or min(DEFAULT_CONTEXT, model.trained_context)
         context = Context(model, options, tokens)
+        opened.append(context)
+        drafter = Drafter(options.drafter, context) if options.drafter else None
     except BaseException:
         for item in reversed(opened):
             item.close()
@@ -76,13 +79,17 @@ def open_engine(
         sequences=options.sequences,
         checkpoint_bytes=options.checkpoint_limit(devices.free_memory()),
     )
-    return LlamaEngine(model, vision, context, info)
+    return LlamaEngine(model, vision, context, info, drafter)
 
 
 class LlamaEngine:
     """A loaded model; see engine.Engine."""
 
-    def __init__(self, model: Model, projector: Projector | None, context: Context, info: EngineInfo) -> None:
+    def __init__(
+        self, model: Model, projector: Projector | None, context: Context, info: EngineInfo, drafter: Drafter | None = None
+    ) -> None:
+        self._drafter = drafter
+        self._lengths = DraftLength(context.options.draft_tokens)
         self._model, self._projector, self._context, self._info = model, projector, context, info
         self._cache = Cache(context, context.options.sequences, info.checkpoint_bytes)
         self._on_device = info.backend != "CPU"
@@ -116,8 +123,9 @@ class LlamaEngine:
         if len(wanted.keys) >= self._context.size:
             raise ContextOverflow(len(wanted.keys) + 1, self._context.size)
         outputs: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        on_device = self._on_device
-        work = Generation(request, wanted, self._cache, self._projector, outputs.put, on_device=on_device)
+        guess = Speculation(self._drafter, self._lengths) if self._drafter else None
+        to, on_device = outputs.put, self._on_device
+        work = Generation(request, wanted, self._cache, self._projector, to, on_device=on_device, speculation=guess)
         return self._started(Task(wanted.keys, work.steps, cancel or CancelToken(), outputs, request.conversation))
 
     def score(self, prompt: Prompt) -> Iterator[tuple[int, np.ndarray]]:
@@ -182,6 +190,8 @@ class LlamaEngine:
         self._closed = True
         self._stop()
         self._thread.join()
+        if self._drafter:
+            self._drafter.close()
         self._context.close()
         if self._projector:
             self._projector.close()

@@ -10,6 +10,7 @@ from typing import Any
 from localgemma.engine import Control, Finished, Output, Piece, Request, StopReason
 from localgemma.llamacpp.batch import Span
 from localgemma.llamacpp.cache import Cache, Slot
+from localgemma.llamacpp.draft import Speculation
 from localgemma.llamacpp.model import Vocabulary
 from localgemma.llamacpp.sampler import Sampler
 from localgemma.llamacpp.sequence import Plan, Prefill
@@ -31,6 +32,7 @@ class Generation:
         emit: Callable[[Output], None],
         *,
         on_device: bool,
+        speculation: Speculation | None = None,
     ) -> None:
         self._request, self._plan, self._cache, self._projector = request, wanted, cache, projector
         self._context, self._emit, self._on_device = cache.context, emit, on_device
@@ -42,6 +44,7 @@ class Generation:
         span = request.span
         self._opens = self._vocab.control(span.opens) if span else -1
         self._closes = self._vocab.control(span.closes) if span else -1
+        self._speculation = speculation
         self._asked = time.perf_counter()
         self._slot = Slot(-1)
         self._prefill = Prefill(self._slot, wanted, cache, projector)
@@ -62,6 +65,7 @@ class Generation:
                 reason = "cancelled"
             finally:
                 sampler.close()
+                self._drop_drafts()
         for piece in self._stops.flush() if reason != "stop_string" else ():
             self._emit(piece)
         self._emit(self._finished(reason, started, max(started, ready), time.perf_counter()))
@@ -71,6 +75,7 @@ class Generation:
         usage = Usage(len(self._plan.keys), cached, self._plan.pictures, self._thinking, self._answer)
         made = self._thinking + self._answer
         prefill, decode = ready - started, ended - ready
+        guess = self._speculation
         timings = Timings(
             first_token=ready - self._asked,
             prefill=prefill,
@@ -78,6 +83,9 @@ class Generation:
             decode=decode,
             prefill_speed=(usage.prompt - cached) / prefill if made and prefill else 0.0,
             decode_speed=made / decode if made and decode else 0.0,
+            drafted=guess.drafted if guess else 0,
+            accepted=guess.accepted if guess else 0,
+            draft_gain=guess.gain(decode / made) if guess and made else 0.0,
         )
         return Finished(reason, usage, timings)
 
@@ -116,11 +124,18 @@ class Generation:
                 if token in ends:
                     return "stop"
             logprob = None if wants is None else self._logprob(token, self._context.logits(row), wants)
+            drafted = self._speculation is not None and self._speculation.matches(token)
+            if not drafted:
+                self._drop_drafts()
             reason = self._count(token, limit)
             piece = Piece(token, self._vocab.piece(token), self._vocab.names.get(token), logprob)
             # The next evaluation starts before this token is handed on: a GPU works while the reader does.
-            if reason is None and late is None:
-                span.tokens, span.position = [token], len(slot.held)
+            if drafted:
+                slot.held.append(token)
+                row += 1
+            elif reason is None and late is None:
+                span.tokens, span.position = [token, *self._drafts(token, row, limit)], len(slot.held)
+                span.outputs = len(span.tokens)
                 row = yield from self._evaluated(span)
                 slot.held.append(token)
             out, stopped = self._stops.feed(piece)
@@ -130,9 +145,30 @@ class Generation:
                 return "stop_string"
             if reason is not None:
                 return reason
-            if late is not None:
+            if late is not None:  # the first token: no drafts yet
                 row = (yield from self._marked(late, token)) - 1
                 late = None
+
+    def _drafts(self, token: int, row: int, limit: int | None) -> list[int]:
+        """Tokens that may follow; never so many that one would be accepted beyond a limit."""
+        guess, span = self._speculation, self._request.span
+        if guess is None or self._forced:
+            return []
+        if not self._cache.alone:
+            guess.pause()
+            return []
+        bounds = [self._context.size - len(self._slot.held) - 2, self._context.options.draft_tokens]
+        if limit is not None:
+            bounds.append(limit - self._answer - 1)
+        if span is not None:
+            bounds.append(span.tokens - self._thinking - 1)
+        return guess.propose(token, row, len(self._slot.held), max(min(bounds), 0), self._slot.id)
+
+    def _drop_drafts(self) -> None:
+        """Drafts that were not sampled leave the cache."""
+        if self._speculation is not None and self._speculation.pending:
+            self._context.cut(len(self._slot.held), self._slot.id)
+            self._speculation.pending = []
 
     def _marked(self, late: int, token: int) -> Generator[Span | Rows, Grant, int]:
         """Take the checkpoint at `late`, now that the first token is out, and evaluate what follows it; row after the last."""

@@ -58,9 +58,7 @@ class Sampler:
             parts.append(c.llama_sampler_init_logit_bias(size, len(s.logit_bias), biases))
         if s.repeat_penalty != 1 or s.presence_penalty or s.frequency_penalty:
             last = self._context.size if s.penalty_last_n < 0 else s.penalty_last_n
-            parts.append(
-                c.llama_sampler_init_penalties(size, last, s.repeat_penalty, s.frequency_penalty, s.presence_penalty)
-            )
+            parts.append(c.llama_sampler_init_penalties(size, last, s.repeat_penalty, s.frequency_penalty, s.presence_penalty))
         if s.dry_multiplier:
             breakers = (ctypes.c_char_p * len(_BREAKERS))(*_BREAKERS)
             last = self._context.size if s.dry_last_n < 0 else s.dry_last_n

@@ -97,9 +97,10 @@ class Scheduler:
             if task.cancel.cancelled or not self._open:
                 self._throw(task, Stopped())
         self._unpark()
-        if len(self._active) == 1 and self._active[0].whole and self._active[0].ready and self._fits(1):
+        if len(self._active) == 1 and self._active[0].whole and self._active[0].ready:
             task = self._active[0]
             assert isinstance(task.work, Span)
+            self.cache.room(len(task.work.tokens))
             self._evaluate([(task, task.work)])
             return
         chosen = self._packed()
