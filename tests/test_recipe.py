@@ -289,7 +289,6 @@ def test_the_command_makes_a_size_and_the_recipe_makes_it_again(table: Table, so
 
 def test_the_command_measures_where_there_is_no_table(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sensitivity, "CANDIDATES", ("q8_0", "q4_0"))
-    monkeypatch.setattr(sensitivity, "TOKENS", 64)
     (tmp_path / "data.txt").write_text("Capital of Ruta? Only one word.")
     target = tmp_path / "a.gguf"
     words = (
