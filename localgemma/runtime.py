@@ -217,6 +217,7 @@ def _plan(found: Local, projector: tuple[Path, str] | None, wishes: Wishes) -> t
 
     header = read_header(found.text)
     check_text_model(header)
+    drafter = wishes.base.drafter or found.drafter
     notes: list[str] = []
     extra: list[Choice] = []
     file: Path | None = None
@@ -229,7 +230,7 @@ def _plan(found: Local, projector: tuple[Path, str] | None, wishes: Wishes) -> t
         if note:
             notes.append(note)
             extra.append(Choice("projector", "a corrected copy", note))
-    decision = prepare.load_plan(found.text, file, found.name, found.why, wishes)
-    options = options_for(decision)
+    decision = prepare.load_plan(found.text, file, found.name, found.why, wishes, drafter)
+    options = replace(options_for(decision), drafter=drafter if decision.way.setup.drafter else None)
     choices = (*decision.choices, *extra)
     return Plan(found.text, file if options.image_tokens else None, options, choices, quant_of(header), decision), tuple(notes)

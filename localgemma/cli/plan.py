@@ -28,6 +28,7 @@ _FLAGS: tuple[Callable[[Any], Any], ...] = (
     click.option("--reserve", metavar="SIZE", help="Memory of each GPU to leave free, such as 2GiB."),
     click.option("--min-speed", type=float, metavar="N", help="The lowest acceptable speed in tokens a second."),
     click.option("--no-pictures", is_flag=True, help="Load no projector."),
+    click.option("--no-draft", is_flag=True, help="Load no drafter."),
 )
 
 
@@ -40,7 +41,7 @@ def plan_flags(command: Any) -> Any:
 
 def wishes_of(
     ctx: int | None, kv: Any, gpu_layers: int | None, devices: tuple[str, ...], reserve: str | None, min_speed: float | None,
-    no_pictures: bool,
+    no_pictures: bool = False, no_draft: bool = False,
 ) -> Wishes:  # fmt: skip
     """The flags as wishes; UsageError for a value that makes no sense."""
     from localgemma.fit.planner import Wishes
@@ -50,7 +51,7 @@ def wishes_of(
     if min_speed is not None and not 0 < min_speed < 10_000:
         raise UsageError(f"--min-speed cannot be {min_speed:g}.", "Give tokens a second, such as 5.")
     kept = parse_size(reserve) if reserve is not None else 0
-    return Wishes(ctx, kv, gpu_layers, devices or None, kept, min_speed, not no_pictures)
+    return Wishes(ctx, kv, gpu_layers, devices or None, kept, min_speed, not no_pictures, draft=not no_draft)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

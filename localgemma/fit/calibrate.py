@@ -53,8 +53,8 @@ def after(before: Before, decision: Decision) -> tuple[measured.Load, tuple[str,
     taken["RAM"] = max(0, probe.resident() - before.resident)
     used = list(zip(machine.gpus, need.gpus, strict=False))
     predicted = {gpu.name: sum(item.size for item in items if item.what not in LATER) for gpu, items in used}
-    # A compute buffer in RAM is only touched by the first evaluation.
-    there = [item.size for item in need.host if item.what not in (*LATER, "compute buffer")]
+    # Buffers in RAM are only touched by the first evaluation.
+    there = [item.size for item in need.host if item.what not in (*LATER, "compute buffer", "drafter's buffers")]
     predicted["RAM"] = sum(there) + need.droppable
     load = measured.Load(decision.way.candidate.name, predicted, taken, decision.way.speed)
     kept = measured.load(machine.key)
@@ -83,6 +83,9 @@ def spilled(machine: Machine, predicted: dict[str, int], taken: dict[str, int]) 
 
 def smaller(options: LoadOptions, wishes: Wishes) -> Iterator[tuple[LoadOptions, str]]:
     """Options that take less, step by step, each with what was given up; what the user asked for is not touched."""
+    if options.drafter is not None:
+        options = replace(options, drafter=None)
+        yield options, "no drafter"
     for tokens in (560, 280):
         if options.image_tokens > tokens and wishes.image_tokens is None:
             options = replace(options, image_tokens=tokens)
@@ -111,7 +114,8 @@ def lacking(decision: Decision, options: LoadOptions) -> str:
     Programs come and go between plan and load, and llama.cpp ends the process where a small allocation fails. Of the
     mapped file nothing is counted: its pages can wait.
     """
-    setup = replace(decision.way.setup, options=options, tokens=options.ctx or decision.way.setup.tokens)
+    drafter = decision.way.setup.drafter if options.drafter else 0
+    setup = replace(decision.way.setup, options=options, tokens=options.ctx or decision.way.setup.tokens, drafter=drafter)
     if options.gpu_layers != setup.on_gpu:
         setup = replace(setup, placement=(options.gpu_layers or 0, *[0] * (len(setup.placement) - 1))[: len(setup.placement)])
     taken = need(setup, Table(tuple(gpu.backend for gpu in decision.machine.gpus)))

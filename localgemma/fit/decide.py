@@ -27,12 +27,14 @@ CHECKPOINTS = 4 * GIB  # the most that checkpoints of the KV cache get
 ROUNDS = 8  # of asking llama.cpp about the best plan; each settles one more plan
 
 
-def from_header(header: Header, projector: int = 0, name: str = "", standing: Standing | None = None) -> Candidate:
+def from_header(
+    header: Header, projector: int = 0, name: str = "", standing: Standing | None = None, drafter: int = 0
+) -> Candidate:
     """A file that is here, or whose header is. Raises BadModelFile."""
     check_text_model(header)
     size = header.file_size
     known = standing or Standing(0.0, None, "you chose it")
-    return Candidate(name or header.path.name, weights_of(header), known, projector, size, path=header.path)
+    return Candidate(name or header.path.name, weights_of(header), known, projector, size, drafter, path=header.path)
 
 
 def from_entry(entry: Entry, headers: Callable[[Variant], Header | None] = lambda variant: None) -> tuple[Candidate, ...]:
@@ -45,10 +47,11 @@ def from_entry(entry: Entry, headers: Callable[[Variant], Header | None] = lambd
         if f"{variant.quant}@{variant.publisher}" == entry.default:
             standing = replace(standing, place=standing.place - 0.025)  # of equals, the catalogue's default
         projector = (variant.projectors[0].size or PROJECTOR_31B_BYTES) if variant.projectors else 0
+        drafter = (variant.drafters[0].size or 0) if variant.drafters else 0
         header = headers(variant)
         weights = weights_of(header) if header else weights_estimate(variant.size, variant.quant)
         path = header.path if header else None
-        found.append(Candidate(variant.name, weights, standing, projector, variant.size, variant, path))
+        found.append(Candidate(variant.name, weights, standing, projector, variant.size, drafter, variant, path))
     return tuple(found)
 
 
@@ -69,7 +72,7 @@ def decide(
         way = here.settled(planner, candidates)
         if way is None:
             _refuse(planner, here, candidates)
-        return explain(planner, way, candidates)
+        return explain(planner, planner.with_drafter(way), candidates)
 
 
 class Here:

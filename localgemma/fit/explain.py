@@ -91,7 +91,7 @@ def explain(planner: Planner, way: Way, candidates: Sequence[Candidate]) -> Deci
     largest = planner.largest_context(way)
     choices = (
         _model(way, candidates), *_layers(planner, way), _context(planner, way, largest), _kv(planner, way),
-        _pictures(planner, way),
+        _pictures(planner, way), *_drafter(planner, way),
         Choice("ubatch", f"{way.setup.options.physical_batch:,} tokens", _batch_reason(way)),
         Choice("threads", str(way.setup.options.threads or planner.machine.threads), "the physical cores"),
         _speed(planner, way), *_asked(planner, way, candidates),
@@ -102,6 +102,7 @@ def explain(planner: Planner, way: Way, candidates: Sequence[Candidate]) -> Deci
 _FLAGS: dict[str, tuple[str, Any]] = {  # field of Wishes: the flag, and its value where nothing was asked
     "ctx": ("--ctx", None), "kv": ("--kv", None), "gpu_layers": ("--gpu-layers", None), "devices": ("--device", None),
     "reserve": ("--reserve", 0), "min_speed": ("--min-speed", None), "pictures": ("--no-pictures", True),
+    "draft": ("--no-draft", True),
 }  # fmt: skip
 
 
@@ -196,6 +197,17 @@ def _pictures(planner: Planner, way: Way) -> Choice:
     return Choice("pictures", f"up to {options.image_tokens:,} tokens each, on {where}", reason)
 
 
+def _drafter(planner: Planner, way: Way) -> list[Choice]:
+    size = way.candidate.drafter
+    if not size:
+        return []
+    if way.setup.drafter:
+        return [
+            Choice("drafter", f"yes, {format_size(size)}", "it proposes tokens, and is used while that is measured to pay")
+        ]
+    return [Choice("drafter", "no", "no room beside the rest" if planner.wishes.draft else "you asked for none")]
+
+
 def _batch_reason(way: Way) -> str:
     return "the largest picture must fit into one" if way.setup.options.image_tokens > 512 else "llama.cpp's own"
 
@@ -226,7 +238,8 @@ def _with(planner: Planner, wishes: Wishes) -> Planner:
 
 def _better(planner: Planner, way: Way, candidates: Sequence[Candidate]) -> Alternative | None:
     place = way.candidate.standing.place
-    steps = sorted((c for c in candidates if c.standing.place < place - A_STEP), key=lambda c: (-c.standing.place, c.size))
+    better = [c for c in candidates if c.standing.place < place - A_STEP and _quant(c) != _quant(way.candidate)]
+    steps = sorted(better, key=lambda c: (-c.standing.place, c.size))
     if not steps:
         return None
     step = steps[0]
@@ -237,6 +250,10 @@ def _better(planner: Planner, way: Way, candidates: Sequence[Candidate]) -> Alte
             "better", shown, "it does not fit in any way" + (" at this speed" if planner.wishes.min_speed else "")
         )
     return Alternative("better", shown, _differences(way, other))
+
+
+def _quant(candidate: Candidate) -> str:
+    return candidate.variant.quant if candidate.variant else candidate.name
 
 
 def _faster(planner: Planner, way: Way, candidates: Sequence[Candidate]) -> Alternative | None:

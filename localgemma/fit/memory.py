@@ -19,6 +19,8 @@ Source = Literal["header", "file size", "shape", "dry run", "table", "measured h
 VOCABULARY_BYTES = 480  # a token's names and merges in llama.cpp and here; measured on the 262,144-token vocabulary
 MARGIN = 256 * MIB  # a GPU's allocator rounds, and a desktop's windows come and go
 HOST_MARGIN = 512 * MIB
+DRAFTER_BUFFERS = 64 * MIB  # eight rows of logits and a few layers' results
+DRAFTER_HERE = 60  # per cent of a drafter's file is its embedding, which stays in RAM too
 LATER = ("margin", "program", "pictures", "pictures seen")  # of a load's items, what is not there right after it
 
 
@@ -108,7 +110,7 @@ def weights_estimate(file_bytes: int, quant: str, shape: Shape = GEMMA_31B) -> W
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """One way to load: the options, how many layers each GPU takes (the output counts as the last), the projector.
+    """One way to load: the options, how many layers each GPU takes (the output counts as the last), bytes of the companions.
 
     Layers go to the GPUs in order, those before them to the CPU, as llama.cpp does it.
     """
@@ -118,6 +120,7 @@ class Setup:
     tokens: int
     placement: tuple[int, ...]
     projector: int = 0
+    drafter: int = 0
 
     @property
     def on_gpu(self) -> int:
@@ -169,7 +172,7 @@ def need(setup: Setup, compute: Compute) -> Need:
     buffers = compute(setup)
     seen_by_gpu = bool(setup.projector and options.projector_on_gpu and setup.placement)
     vision = (
-        Item("projector", setup.projector, "header"),
+        Item("projector", setup.projector, source),
         Item("pictures", compute.projector(options.image_tokens) if setup.projector else 0, "table"),
     )
     gpus = []
@@ -181,6 +184,7 @@ def need(setup: Setup, compute: Compute) -> Need:
             Item("KV cache", kv[last] - kv[start] if end > start else 0, "shape"),
             Item("compute buffer", buffers.gpus[index], buffers.source),
             *(vision if index == 0 and seen_by_gpu else ()),
+            *_draft(setup, end > start),
         ]
         if any(item.size for item in items):
             items += [Item("driver", compute.driver(index), compute.driver_source), Item("margin", MARGIN, "margin")]
@@ -201,6 +205,7 @@ def _host(setup: Setup, compute: Compute, buffers: Buffers, vision: tuple[Item, 
         Item("KV cache", kv[first], "shape"),
         Item("compute buffer", buffers.host, buffers.source),
         *vision,
+        *(_draft(setup, here) or (Item("drafter", setup.drafter * DRAFTER_HERE // 100, source),)),
         Item("pictures seen", CACHE_BYTES if setup.projector else 0, "table"),
         Item("vocabulary", weights.shape.vocabulary * VOCABULARY_BYTES, "table"),
         Item("program", compute.program, compute.program_source),
@@ -208,6 +213,14 @@ def _host(setup: Setup, compute: Compute, buffers: Buffers, vision: tuple[Item, 
     )
     droppable = int(weights.repacked * layers[first]) if here and options.mmap else 0
     return tuple(item for item in items if item.size), droppable
+
+
+def _draft(setup: Setup, here: bool) -> tuple[Item, ...]:
+    """The drafter where its layers are: it goes where the model's last layers go, and several GPUs may each get a part."""
+    if not here or not setup.drafter:
+        return ()
+    source: Source = "header" if setup.weights.exact else "file size"
+    return (Item("drafter", setup.drafter, source), Item("drafter's buffers", DRAFTER_BUFFERS, "table"))
 
 
 def resident(setup: Setup, compute: Compute) -> int:

@@ -42,6 +42,7 @@ class Wishes:
     min_speed: float | None = None
     pictures: bool = True
     image_tokens: int | None = None
+    draft: bool = True
     base: LoadOptions = field(default_factory=LoadOptions)
 
     @classmethod
@@ -62,13 +63,14 @@ class Wishes:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One text model that could be loaded: its weights, what is known of its quality, and its projector's bytes (or 0)."""
+    """One text model that could be loaded: weights, what is known of its quality, bytes of projector and drafter (or 0)."""
 
     name: str
     weights: Weights
     standing: Standing
     projector: int = 0
     size: int = 0
+    drafter: int = 0
     variant: Variant | None = None
     path: Path | None = None
 
@@ -192,6 +194,13 @@ class Planner:
         """Seconds that a byte of this model's weights takes on the CPU and on each GPU."""
         devices = [("CPU", self.machine.ram_bandwidth), *((gpu.name, gpu.bandwidth) for gpu in self.machine.gpus)]
         return [seconds_a_byte(weights, name, bandwidth, self.rates) for name, bandwidth in devices]
+
+    def with_drafter(self, way: Way) -> Way:
+        """The way with the candidate's drafter, where it fits beside all the rest; it takes nothing away from it."""
+        if not way.candidate.drafter or not self.wishes.draft:
+            return way
+        setup = replace(way.setup, drafter=way.candidate.drafter)
+        return replace(way, setup=setup, need=need(setup, self.compute)) if self.fits(setup) else way
 
     def fits(self, setup: Setup) -> bool:
         """Whether every device can hold its share."""

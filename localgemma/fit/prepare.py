@@ -29,12 +29,15 @@ def plan(name: str | Path, wishes: Wishes, described: Machine | None = None) -> 
     return decide(candidates, wishes, machine, rates_of(machine), entry)
 
 
-def load_plan(text: Path, projector: Path | None, name: str, why: str, wishes: Wishes) -> Decision:
+def load_plan(
+    text: Path, projector: Path | None, name: str, why: str, wishes: Wishes, drafter: Path | None = None
+) -> Decision:
     """The plan for files that are here; the headers were checked."""
     machine = probe.machine()
     beside = projector if wishes.pictures else None
-    size = store.header_of(beside).file_size if beside else 0
-    candidate = from_header(store.header_of(text), size, name, Standing(0.0, None, why))
+    sizes = [store.header_of(path).file_size if path else 0 for path in (beside, drafter)]
+    standing = Standing(0.0, None, why)
+    candidate = from_header(store.header_of(text), sizes[0], name, standing, sizes[1])
     return decide((candidate,), wishes, machine, rates_of(machine))
 
 

@@ -66,6 +66,7 @@ class DryRun:
         params = c.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = tokens, options.physical_batch, options.physical_batch
         params.n_seq_max, params.n_outputs_max, params.kv_unified = options.sequences, options.outputs, True
+        params.n_outputs_max_per_seq = options.draft_tokens + 1 if options.drafter else 1
         params.type_k = params.type_v = GGML_TYPES[options.kv]
         params.flash_attn_type = int(options.flash_attention)
         params.swa_full, params.no_perf = False, True
