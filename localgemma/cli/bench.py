@@ -37,7 +37,7 @@ def command(
     model: str, prompt_tokens: int, tokens: int, repeat: int, ctx: int | None, kv: Any, gpu_layers: int | None, only_json: bool
 ) -> None:
     """Measure MODEL with Gemma's own sampling; a table, then one JSON line."""
-    wishes = wishes_of(ctx, kv, gpu_layers, (), None, None, no_pictures=True)
+    wishes = wishes_of(ctx, kv, gpu_layers, (), None, None, no_pictures=True, no_draft=True)
     output = Output(quiet=only_json)
     start = time.perf_counter()
     with open_model(model, None, wishes, output) as opened:
