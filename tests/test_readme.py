@@ -35,7 +35,7 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_python_example_runs_as_printed() -> None:
     (example,) = blocks("python")
     said = python("-c", example).stdout
-    assert said.startswith("model: text.gguf")
+    assert said.startswith("model: demo")
     for event in ("TextDelta(text=", "Done(message=Message("):
         assert event in said
     last = said.splitlines()[-1]  # the answer's text
