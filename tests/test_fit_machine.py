@@ -125,7 +125,7 @@ def test_the_doctor_knows_the_traps(change: dict[str, object], level: str | None
 
 def test_the_doctor_on_this_machine() -> None:
     result = CliRunner().invoke(cli_main.cli, ["doctor", "--no-measure", "--json"])
-    assert result.exit_code in (0, 1), result.output
+    assert result.exit_code in (0, 4), result.output
     assert {"findings", "machine", "cards", "rates", "loads"} == set(json.loads(result.stdout))
 
 

@@ -20,7 +20,7 @@ _TYPES = (2, 8, 12, 14)  # ggml type ids of the usual quantisations: Q4_0, Q8_0,
 def command(no_measure: bool, as_object: bool) -> None:
     """Look at this machine and name what stands in the way, with the fix to type.
 
-    The exit code is 0 unless there is a problem, then 1.
+    The exit code is 0 where a model can be loaded, 4 where memory is too small for it, 6 where llama.cpp does not work.
     """
     from localgemma.fit import doctor, rates
 
@@ -44,7 +44,7 @@ def command(no_measure: bool, as_object: bool) -> None:
         if busy:
             click.echo(f"{click.style('!', fg='yellow')} Other programs were busy while this was measured.")
             click.echo("  For true speeds, run localgemma doctor again when the machine is quiet.")
-    click.get_current_context().exit(1 if any(finding.level == "problem" for finding in found) else 0)
+    click.get_current_context().exit(max((finding.code for finding in found), default=0))
 
 
 def _speeds(speeds: dict[str, float]) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from localgemma import settings
-from localgemma.errors import LibraryError
+from localgemma.errors import DoesNotFit, LibraryError
 from localgemma.fit import probe
 from localgemma.fit.hardware import Machine
 from localgemma.llamacpp import devices
@@ -52,11 +52,15 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One result: `ok`, a `warning` or a `problem`; `fix` is what to type or do."""
+    """One result: `ok`, a `warning` or a `problem`; `fix` is what to type or do.
+
+    `code` is the exit code where nothing can be loaded at all.
+    """
 
     level: Literal["ok", "warning", "problem"]
     what: str
     fix: str = ""
+    code: int = 0
 
 
 def gather() -> Facts:
@@ -123,7 +127,7 @@ def examine(facts: Facts) -> list[Finding]:
 
 def _library(facts: Facts) -> Iterator[Finding]:
     if facts.library_error:
-        yield Finding("problem", facts.library_error, "Run scripts/bootstrap to install llama.cpp.")
+        yield Finding("problem", facts.library_error, "Run scripts/bootstrap to install llama.cpp.", LibraryError.exit_code)
         return
     arm = re.search(r"NEON = 1|DOTPROD = 1", facts.features)
     if not arm and "AVX2 = 1" not in facts.features:
@@ -167,7 +171,7 @@ def _memory(facts: Facts) -> Iterator[Finding]:
     told = f"{format_size(machine.ram_free)} of {format_size(machine.ram_total)} RAM free"
     if usable < SMALLEST_MODEL:
         what = f"{told}: too little for any file of Gemma 4 31B."
-        yield Finding("problem", what, "Close other programs, or try the demo: localgemma chat -m demo")
+        yield Finding("problem", what, "Close other programs, or try the demo: localgemma chat -m demo", DoesNotFit.exit_code)
     elif machine.ram_free < 3 * GIB:
         yield Finding("warning", f"{told}: a load may push other programs out.", "Close other programs first.")
     else:
