@@ -135,8 +135,10 @@ def test_wishes_win() -> None:
     assert way(pictures=False).setup.options.image_tokens == 0
     assert way(min_speed=40).speed >= 40
     assert way(reserve=4 * GIB).need.gpu(0) <= 20 * GIB
-    assert way(devices=("CPU",)).setup.on_gpu == 0
-    assert plan((24, 12), 64, devices=("GPU1",)).machine.gpus[0].total == 12 * GIB
+    assert way(devices=("CPU",)).setup.on_gpu == 0 and way(devices=("CPU",)).load.devices == ()
+    second = plan((24, 12), 64, devices=("GPU1",))
+    assert second.machine.gpus[0].total == 12 * GIB and second.way.load.devices == ("GPU1",)
+    assert not second.way.load.projector_on_gpu
 
 
 def test_load_options_are_wishes_where_they_say_something() -> None:

@@ -162,7 +162,7 @@ def _refuse(planner: Planner, here: Here, candidates: Sequence[Candidate]) -> No
 
 def _instead(planner: Planner, here: Here, candidates: Sequence[Candidate], wishes: Wishes) -> Way | None:
     other = Planner(planner.machine, here.compute, replace(wishes, reserve=0, devices=None), planner.rates, planner.entry)
-    other.devices = planner.devices
+    other.devices, other.whole = planner.devices, planner.whole
     return here.settled(other, candidates)
 
 

@@ -232,7 +232,7 @@ def _alternatives(planner: Planner, way: Way, candidates: Sequence[Candidate]) -
 def _with(planner: Planner, wishes: Wishes) -> Planner:
     """The same machine (already reserved from) under other wishes."""
     other = Planner(planner.machine, planner.compute, replace(wishes, reserve=0, devices=None), planner.rates, planner.entry)
-    other.devices = planner.devices
+    other.devices, other.whole = planner.devices, planner.whole
     return other
 
 

@@ -144,7 +144,9 @@ class Planner:
         wanted = min(WANTED_CONTEXT, trained)
         contexts = [wishes.ctx] if wishes.ctx else [ctx for ctx in CONTEXTS if ctx <= wanted] or [wanted]
         kinds: list[KvType] = [wishes.kv] if wishes.kv else ["f16", "q8_0"]
-        gpu_may = bool(self.machine.gpus) and wishes.base.projector_on_gpu
+        # The projector goes to the first GPU that llama.cpp sees, whichever the layers may use.
+        first = bool(self.machine.gpus) and self.machine.gpus[0].name == self.whole.gpus[0].name
+        gpu_may = first and wishes.base.projector_on_gpu
         for tokens, on_gpu, picture_cost in self._pictures(candidate):
             for kv in kinds:
                 loss = kv_loss(self.entry, kv)[0]
@@ -186,7 +188,7 @@ class Planner:
             if asked is not None:
                 return None
         # Without a layer on it, a GPU that llama.cpp may use would still get compute buffers: it is hidden from it.
-        hidden = () if self.machine.gpus else setup.options.devices
+        hidden = () if self.whole.gpus else setup.options.devices
         placed = replace(setup, options=replace(setup.options, devices=hidden), placement=(0,) * len(self.machine.gpus))
         return placed if self.fits(placed) else None
 
