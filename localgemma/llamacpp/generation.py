@@ -45,6 +45,7 @@ class Generation:
         self._opens = self._vocab.control(span.opens) if span else -1
         self._closes = self._vocab.control(span.closes) if span else -1
         self._speculation = speculation
+        self._made: list[int] = []
         self._asked = time.perf_counter()
         self._slot = Slot(-1)
         self._prefill = Prefill(self._slot, wanted, cache, projector)
@@ -101,14 +102,18 @@ class Generation:
     def _evaluated(self, span: Span) -> Generator[Span | Rows, Grant, int]:
         """Evaluate a span after what is held; returns the row of its first token."""
         while True:
-            held = list(self._slot.held)
             try:
                 _, row = yield span
                 return row
             except Lost:
-                made = [key for key in held[len(self._plan.keys) :] if isinstance(key, int)]
-                again = Plan([*self._plan.runs, made] if made else self._plan.runs, held)
-                yield from self._filled(Prefill(self._slot, again, self._cache, self._projector))
+                yield from self._filled(Prefill(self._slot, self._before(span.position), self._cache, self._projector))
+
+    def _before(self, position: int) -> Plan:
+        """The prompt and what was generated, up to `position`, which is in or after the prompt's last text."""
+        *runs, last = self._plan.runs
+        assert isinstance(last, list)  # plan() lets no prompt end in a picture
+        keys = [*self._plan.keys, *self._made]
+        return Plan([*runs, [*last, *self._made][: len(last) + position - len(self._plan.keys)]], keys[:position])
 
     def _decode(self, sampler: Sampler, row: int) -> Generator[Span | Rows, Grant, StopReason]:
         slot, ends = self._slot, self._vocab.ends
@@ -132,12 +137,14 @@ class Generation:
             # The next evaluation starts before this token is handed on: a GPU works while the reader does.
             if drafted:
                 slot.held.append(token)
+                self._made.append(token)
                 row += 1
             elif reason is None and late is None:
                 span.tokens, span.position = [token, *self._drafts(token, row, limit)], len(slot.held)
                 span.outputs = len(span.tokens)
                 row = yield from self._evaluated(span)
                 slot.held.append(token)
+                self._made.append(token)
             out, stopped = self._stops.feed(piece)
             for each in out:
                 self._emit(each)
@@ -183,6 +190,7 @@ class Generation:
         tokens = [*tail, token]
         row = yield from self._evaluated(Span(slot.id, tokens, len(slot.held), 1))
         slot.held += tokens
+        self._made.append(token)
         return row + len(tokens)
 
     def _count(self, token: int, limit: int | None) -> StopReason | None:

@@ -23,7 +23,7 @@ from typing import Any
 from localgemma.engine import StateInfo
 from localgemma.errors import BackendError, BadState, DiskError, NotFound
 from localgemma.llamacpp import library
-from localgemma.llamacpp.cache import Cache, Key
+from localgemma.llamacpp.cache import MIN_GAP, Cache, Key
 from localgemma.llamacpp.context import Context
 
 _MAGIC = b"lgstate1"
@@ -42,8 +42,9 @@ def save(cache: Cache, keys: list[Key], conversation: str, path: Path) -> StateI
         return None
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        if not cache.prepare(slot, keys):
+        if cache.kept(slot, keys) < MIN_GAP:  # another conversation's sequence is left alone
             return None
+        cache.prepare(slot, keys)
         _write(cache.context, slot.id, slot.held, partial)
         os.replace(partial, path)
         return _info(slot.held, path.stat().st_size, started)
