@@ -186,7 +186,7 @@ def test_three_neighbours_each_with_its_price() -> None:
     assert all(other.what and other.why for other in decision.alternatives)
     better, faster, longer = decision.alternatives
     assert "Q6_K" in better.what and "tokens/s instead of" in better.why
-    assert "tokens/s" in faster.what
+    assert "GiB" in faster.what and "tokens/s instead of" in faster.why
     assert "65,536" in longer.what
 
 

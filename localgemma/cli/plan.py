@@ -104,7 +104,7 @@ def show(decision: Decision) -> None:
     console.print()
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
-    table.add_column(style="bold", max_width=40)
+    table.add_column(style="bold", max_width=40, overflow="fold")
     table.add_column()
     for choice in decision.choices:
         table.add_row(choice.what, choice.chosen, choice.reason)
@@ -130,7 +130,7 @@ def show(decision: Decision) -> None:
         console.print("Not chosen:")
         others = Table.grid(padding=(0, 2))
         others.add_column(style="dim", no_wrap=True)
-        others.add_column(max_width=46)
+        others.add_column(max_width=46, overflow="fold")
         others.add_column()
         for other in decision.alternatives:
             others.add_row(f"  {other.kind}", other.what, other.why)

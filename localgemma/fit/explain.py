@@ -238,13 +238,14 @@ def _with(planner: Planner, wishes: Wishes) -> Planner:
 
 def _better(planner: Planner, way: Way, candidates: Sequence[Candidate]) -> Alternative | None:
     place = way.candidate.standing.place
-    better = [c for c in candidates if c.standing.place < place - A_STEP and _quant(c) != _quant(way.candidate)]
+    quant = _short(way.candidate).split("@")[0]
+    better = [c for c in candidates if c.standing.place < place - A_STEP and _short(c).split("@")[0] != quant]
     steps = sorted(better, key=lambda c: (-c.standing.place, c.size))
     if not steps:
         return None
     step = steps[0]
     other = _with(planner, planner.wishes).best([step])
-    shown = f"{step.name}, {format_size(step.size)}"
+    shown = f"{_short(step)}, {format_size(step.size)}"
     if other is None:
         return Alternative(
             "better", shown, "it does not fit in any way" + (" at this speed" if planner.wishes.min_speed else "")
@@ -252,15 +253,15 @@ def _better(planner: Planner, way: Way, candidates: Sequence[Candidate]) -> Alte
     return Alternative("better", shown, _differences(way, other))
 
 
-def _quant(candidate: Candidate) -> str:
-    return candidate.variant.quant if candidate.variant else candidate.name
+def _short(candidate: Candidate) -> str:
+    return candidate.name.split(":", 1)[-1]
 
 
 def _faster(planner: Planner, way: Way, candidates: Sequence[Candidate]) -> Alternative | None:
     other = _with(planner, replace(planner.wishes, min_speed=way.speed * FASTER)).best(candidates)
     if other is None:
         return None
-    return Alternative("faster", f"{other.candidate.name}, about {other.speed:,.1f} tokens/s", _differences(way, other))
+    return Alternative("faster", f"{_short(other.candidate)}, {format_size(other.candidate.size)}", _differences(way, other))
 
 
 def _longer(planner: Planner, way: Way, candidates: Sequence[Candidate]) -> Alternative | None:
@@ -279,7 +280,7 @@ def _differences(chosen: Way, other: Way, *, named: bool = False, context: bool 
     a, b = chosen.setup.options, other.setup.options
     told = []
     if other.candidate.name != chosen.candidate.name:
-        name = f"{other.candidate.name.split(':', 1)[-1]}: " if named else ""
+        name = f"{_short(other.candidate)}: " if named else ""
         told.append(f"{name}{other.candidate.standing.reason}")
     if not 0.95 < other.speed / chosen.speed < 1.05:
         told.append(f"{other.speed:,.1f} tokens/s instead of {chosen.speed:,.1f}")
