@@ -175,6 +175,28 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolStarted:
+    """A call that was checked and allowed, and runs now."""
+
+    call: ToolCall
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    """The answer to a call, as the conversation keeps it, after `seconds`. A call that failed has a result with `error`."""
+
+    call: ToolCall
+    message: Message
+    seconds: float = 0.0
+
+    @property
+    def error(self) -> str | None:
+        """Why there is no result; None where there is one."""
+        result = self.message.result
+        return str(result["error"]) if isinstance(result, Mapping) and set(result) == {"error"} else None
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """The end of a turn: the message as it stands in the conversation, why it ended and what it cost."""
 
@@ -185,12 +207,12 @@ class Done:
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
-Event: TypeAlias = Progress | ThinkingDelta | TextDelta | ToolCall | Notice | Done
+Event: TypeAlias = Progress | ThinkingDelta | TextDelta | ToolCall | ToolStarted | ToolResult | Notice | Done
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole turn; `str()` is its text."""
+    """A whole turn; `str()` is its text. `tool_results` are the calls that were answered on the way to it."""
 
     content: str
     thinking: str
@@ -199,6 +221,7 @@ class Answer:
     usage: Usage
     timings: Timings
     logprobs: tuple[TokenLogprob, ...] = ()
+    tool_results: tuple[ToolResult, ...] = ()
 
     def __str__(self) -> str:
         return self.content

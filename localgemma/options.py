@@ -204,6 +204,24 @@ class ChatOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolLimits:
+    """How far tools may go: `tool_rounds` of calls before an answer, `tool_calls` run of one message, `tool_seconds` a call,
+    `tool_characters` of its result.
+    """
+
+    tool_rounds: int = 10
+    tool_calls: int = 16
+    tool_seconds: float = 60.0
+    tool_characters: int = 20_000
+
+    def __post_init__(self) -> None:
+        for name in ("tool_rounds", "tool_calls", "tool_characters"):
+            value = getattr(self, name)
+            _require(type(value) is int and value >= 1, name, value, "a whole number from 1")
+        _require(_is_number(self.tool_seconds) and self.tool_seconds > 0, "tool_seconds", self.tool_seconds, "seconds above 0")
+
+
+@dataclass(frozen=True, slots=True)
 class TransferOptions:
     """How files come from a hub: `connections` ranges at once; a request that fails is sent again, `attempts` times at most
     without a new byte in between, after `backoff` seconds doubled each time (at most `patience`, also where the hub asks for

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from localgemma import settings
 from localgemma.chat.conversation import Conversation
+from localgemma.chat.functions import Source, as_tools
+from localgemma.chat.tool_loop import Approve, Toolbox
 from localgemma.engine import CancelToken, Engine, EngineInfo
 from localgemma.errors import DoesNotFit, NotDownloaded, NotFound, UsageError
 from localgemma.fit.choices import Choice
 from localgemma.messages import Progress
-from localgemma.options import ChatOptions, LoadOptions, Sampling, updated
+from localgemma.options import ChatOptions, LoadOptions, Sampling, ToolLimits, updated
 
 if TYPE_CHECKING:
     from localgemma.files.catalog import Found, Variant
@@ -60,26 +62,26 @@ class Model:
         system: str | None = None,
         *,
         thinking: bool = False,
-        tools: Sequence[Mapping[str, Any]] = (),
+        tools: Iterable[Source] = (),
+        approve: Approve = "always",
         **options: Any,
     ) -> Conversation:
-        """A new conversation; any field of ChatOptions and Sampling may be given by name.
+        """A new conversation; any field of ChatOptions, ToolLimits and Sampling may be given by name.
 
-        `tools` are declarations in the OpenAI form; the calls come as events, and whoever reads them answers them with
-        `Conversation.add_result` and `reply`.
+        `tools` are Python functions, which are run when the model calls them and `approve` allows it ("always", the names
+        that may run, or a function that is asked with each ToolCall), or declarations in the OpenAI form, whose calls
+        whoever reads the events answers with `Conversation.add_result` and `reply`.
         """
-        for tool in tools:
-            if not isinstance(tool, Mapping):
-                raise UsageError(f"{tool!r} is no tool declaration.", 'Give a mapping: {"type": "function", "function": {…}}.')
-        chat_names = {f.name for f in fields(ChatOptions)}
-        chat = {name: value for name, value in options.items() if name in chat_names}
-        rest = {name: value for name, value in options.items() if name not in chat_names}
+        chat, limits, rest = dict[str, Any](), dict[str, Any](), dict[str, Any]()
+        homes = {**{f.name: chat for f in fields(ChatOptions)}, **{f.name: limits for f in fields(ToolLimits)}}
+        for name, value in options.items():
+            homes.get(name, rest)[name] = value
         return Conversation(
             self.engine,
             system,
             updated(ChatOptions(thinking=thinking), chat),
             updated(Sampling(), rest),
-            tools=tools,
+            tools=Toolbox(as_tools(tools), approve, updated(ToolLimits(), limits)),
             fetch=_fetch_picture,
         )
 

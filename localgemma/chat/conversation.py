@@ -6,13 +6,14 @@ It knows the Engine protocol, the prompt renderer and the stream parser; it does
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from localgemma.chat import record
+from localgemma.chat.tool_loop import Toolbox, Tools, ToolTurn
 from localgemma.chat.turn import Turn, collect, picture_sizes
 from localgemma.engine import CancelToken, Control, Engine, KeepsState, Prompt, Request, SpanLimit, StateInfo, Text
 from localgemma.errors import BadConversation, BadState, DiskError, NotFound, UsageError
@@ -27,7 +28,8 @@ _LEAST = 280  # and the budget that it always gets (design: --image-tokens auto)
 class Conversation:
     """Turns with one engine. `send` streams events, `ask` waits for the whole answer.
 
-    One turn at a time: a second `send` while one is being read raises BadConversation.
+    One turn at a time: a second `send` while one is being read raises BadConversation. Calls of Python functions among the
+    `tools` are run and the model goes on with their results; calls of declarations alone are for the reader of the events.
     """
 
     def __init__(
@@ -37,7 +39,7 @@ class Conversation:
         options: ChatOptions | None = None,
         sampling: Sampling | None = None,
         *,
-        tools: Sequence[Mapping[str, Any]] = (),
+        tools: Tools = (),
         history: Sequence[Message] = (),
         fetch: Callable[[str], bytes] | None = None,
     ) -> None:
@@ -45,7 +47,7 @@ class Conversation:
         self.system = system
         self.options = options or ChatOptions()
         self.sampling = sampling or Sampling()
-        self.tools = tuple(tools)
+        self.toolbox = Toolbox.of(tools)
         self.last: Done | None = None
         self.keep: Callable[[Conversation], object] | None = None  # called after every change; may raise DiskError
         self._notices: list[Notice] = []  # to be said in the next turn
@@ -214,7 +216,7 @@ class Conversation:
         write = render if template is None else partial(render_with_template, template)
         return write(
             [*system, *messages],
-            tools=list(self.tools) or None,
+            tools=[tool.declaration for tool in self.toolbox.tools] or None,
             enable_thinking=options.thinking and options.think_budget > 0,
             preserve_thinking=options.preserve_thinking,
             add_generation_prompt=True,
@@ -239,7 +241,26 @@ class Conversation:
     def _turn(
         self, messages: list[Message], sampling: Sampling, cancel: CancelToken | None, said: Sequence[Notice] = ()
     ) -> Iterator[Event]:
-        """One turn. What was said stays whatever happens; a turn that failed before its first word leaves no trace."""
+        """Generations, and the tools that they call, until one calls none."""
+        tools = ToolTurn(self.toolbox, cancel, lambda source: self._picture(source, None))
+        while tools.wants((yield from self._generation(messages, sampling, cancel, said))):
+            self._busy = True
+            try:
+                yield from tools.answer(self._history[-1].tool_calls)
+            finally:
+                self._busy = False
+                self._history += tools.messages
+                self._kept()
+            if tools.over:
+                break
+            messages, said = list(self._history), ()
+        yield from self._waiting()
+        yield tools.total()
+
+    def _generation(
+        self, messages: list[Message], sampling: Sampling, cancel: CancelToken | None, said: Sequence[Notice]
+    ) -> Generator[Event, None, Done]:
+        """One answer. What was said stays whatever happens; one that failed before its first word leaves no trace."""
         self._idle()
         before, earlier = self._history, (self._start if messages[: self._start] == self._history[: self._start] else 0)
         self._busy, self._history, self._start = True, messages, earlier
@@ -270,5 +291,4 @@ class Conversation:
             self._busy = False
             if self._history is not before:
                 self._kept()
-        yield from self._waiting()
-        yield done
+        return done

@@ -25,6 +25,7 @@ from localgemma.messages import (
     Timings,
     TokenLogprob,
     ToolCall,
+    ToolResult,
     Usage,
 )
 
@@ -155,9 +156,13 @@ def picture_sizes(parts: Sequence[Part]) -> tuple[Notice, ...]:
 def collect(events: Iterator[Event]) -> Answer:
     """Read a turn to its end."""
     done: Done | None = None
+    results: list[ToolResult] = []
     for event in events:
         if isinstance(event, Done):
             done = event
+        elif isinstance(event, ToolResult):
+            results.append(event)
     assert done is not None  # every turn ends with Done or raises
     said = done.message
-    return Answer(said.text, said.thinking, said.tool_calls, done.finish_reason, done.usage, done.timings, done.logprobs)
+    cost = (done.usage, done.timings, done.logprobs)
+    return Answer(said.text, said.thinking, said.tool_calls, done.finish_reason, *cost, tuple(results))

@@ -13,6 +13,7 @@ from localgemma import settings
 from localgemma.cli.attach import attachments
 from localgemma.cli.output import Output, as_json, interruptible
 from localgemma.cli.plan import plan_flags, wishes_of
+from localgemma.cli.tools import toolbox_of
 from localgemma.engine import CancelToken
 from localgemma.errors import Cancelled, LocalgemmaError, NotFound, UsageError
 from localgemma.messages import Done
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
 @click.option("--session", metavar="NAME", help="Continue the chat of this name, or begin it.")
 @click.option("--no-save", is_flag=True, help="Keep nothing of this chat.")
 @click.option("--save-state", is_flag=True, help="Keep what the model has read too: continuing need not read it again.")
+@click.option("--tool", "tools", multiple=True, metavar="MODULE:FUNCTION", help="A Python function that the model may call.")
+@click.option("--allow", multiple=True, metavar="TOOL|all", help="Run this tool's calls without asking.")
 @click.option("--json", "as_object", is_flag=True, help="Print one JSON object instead of text.")
 @click.option("--quiet", is_flag=True, help="Only the answer and errors.")
 @click.option("--offline", is_flag=True, help="Open no connection.")
@@ -58,7 +61,8 @@ def command(
     prompt: str | None, model: str | None, mmproj: str | None, files: tuple[str, ...], image_tokens: str | None,
     system: str | None, think: bool | None, think_budget: int | None, show_thinking: bool, max_tokens: int | None,
     temperature: float | None, top_p: float | None, top_k: int | None, seed: int | None, template: str | None,
-    again: bool, session: str | None, no_save: bool, save_state: bool, as_object: bool, quiet: bool, offline: bool,
+    again: bool, session: str | None, no_save: bool, save_state: bool, tools: tuple[str, ...], allow: tuple[str, ...],
+    as_object: bool, quiet: bool, offline: bool,
     **flags: Any,
 ) -> None:  # fmt: skip
     """Talk with a model.
@@ -83,10 +87,12 @@ def command(
     if text is None and as_object:
         raise UsageError("--json needs a prompt.", "Give it as an argument or through a pipe.")
     output = Output(quiet=quiet, show_thinking=show_thinking, silent_answer=as_object)
+    toolbox = toolbox_of(tools, allow)
     with _session(session, again) as kept, open_model(model or kept.model or "demo", mmproj, wishes, output) as opened:
         if template == "file":
             chat_options["template"] = opened.own_template()
         chat = opened.chat()
+        chat.toolbox = toolbox
         if kept.exists:
             kept.restore(chat)
             output.note(f"Continuing {kept.name}, {len(chat.history):,} messages.")

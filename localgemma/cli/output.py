@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import signal
@@ -18,7 +19,20 @@ import click
 
 from localgemma import settings
 from localgemma.engine import CancelToken
-from localgemma.messages import Done, Event, Message, Notice, Progress, TextDelta, ThinkingDelta, Timings, ToolCall, Usage
+from localgemma.messages import (
+    Done,
+    Event,
+    ImagePart,
+    Message,
+    Notice,
+    Progress,
+    TextDelta,
+    ThinkingDelta,
+    Timings,
+    ToolCall,
+    ToolResult,
+    Usage,
+)
 from localgemma.units import format_duration
 
 if TYPE_CHECKING:
@@ -31,6 +45,7 @@ _STAGES = {
 # Control characters, which could move the cursor or recolour the terminal; tab and newline stay.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
+_RESULT = 300  # characters of a tool's result that are shown
 _EMPTY_ENDS = re.compile(r"\A(?:(?:\x1b\[[\d;]*m|[ \t])*\n)+|(?:\n(?:\x1b\[[\d;]*m|[ \t])*)+\Z")
 
 
@@ -107,7 +122,9 @@ class Output:
         elif isinstance(event, ToolCall):
             self._undim()
             wrong = f" (unreadable: {event.error})" if event.error else ""
-            self.note(f"Tool call: {event.name}({', '.join(f'{k}={v!r}' for k, v in event.arguments.items())}){wrong}")
+            self.note(f"Tool call: {call_line(event)}{wrong}")
+        elif isinstance(event, ToolResult):
+            self.note(f"Tool {'failed' if event.error else 'result'}: {_short(event.error or result_text(event.message))}")
         elif isinstance(event, Notice):
             self._undim()
             self.note(event.text)
@@ -212,6 +229,22 @@ def _block_end(text: str) -> int | None:
         at += len(line)
         blank = not fence and not line.strip() and line.endswith("\n") and bool(text[: at - len(line)].strip())
     return None
+
+
+def call_line(call: ToolCall) -> str:
+    """A call as it would be written in Python."""
+    return f"{call.name}({', '.join(f'{name}={value!r}' for name, value in call.arguments.items())})"
+
+
+def result_text(message: Message) -> str:
+    """A tool's result in one line."""
+    pictures = [f"[picture: {part.source}]" for part in message.content if isinstance(part, ImagePart)]
+    data = "" if message.result is None else json.dumps(message.result, ensure_ascii=False, default=str)
+    return " ".join(" ".join(filter(None, [data, message.text, *pictures])).split())
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _RESULT else text[:_RESULT] + "…"
 
 
 def stats_line(done: Done) -> str:

@@ -1,0 +1,98 @@
+"""Tools: Python functions with their declarations, and declarations alone.
+
+A function becomes a tool from its signature, type hints and docstring; nothing of it needs to be written twice.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from localgemma.chat.docstrings import parse
+from localgemma.chat.hints import Field, Fields, object_schema, read_object
+from localgemma.errors import UsageError
+
+_NAME = re.compile(r"[^\s{}()<>\"'|:]{1,128}")  # what Gemma's call syntax can carry
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """What the model may call: `declaration` in the OpenAI form, and the function behind it, if it is run here."""
+
+    declaration: Mapping[str, Any]
+    function: Callable[..., Any] | None = None
+    fields: Fields = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Its name in calls."""
+        return str(self.declaration["function"]["name"])
+
+    def read(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments as the function's hints want them. Raises BadArgument, for the model to read."""
+        return read_object(self.fields, arguments, "")
+
+
+Source: TypeAlias = "Tool | Callable[..., Any] | Mapping[str, Any]"
+
+
+def as_tools(sources: Iterable[Source]) -> tuple[Tool, ...]:
+    """Every source as a tool. Raises UsageError for one that is none, and for a name that two have."""
+    tools = tuple(map(as_tool, sources))
+    names = [tool.name for tool in tools]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"Two tools are called {name}.", "Rename one of them.")
+    return tools
+
+
+def as_tool(source: Source) -> Tool:
+    """A function, an OpenAI tool or a JSON schema with a name as a tool. Raises UsageError."""
+    if isinstance(source, Tool):
+        return source
+    if isinstance(source, Mapping):
+        return Tool(_declared(source))
+    if not inspect.isroutine(source):
+        raise UsageError(f"{source!r} is no tool.", 'Give a function, or a mapping: {"type": "function", "function": {…}}.')
+    description, about = parse(source.__doc__)
+    try:
+        fields = _parameters(source, about)
+        parameters = object_schema(fields)
+    except UsageError as error:
+        raise UsageError(f"{source.__name__} cannot be a tool: {error.message}", error.hint) from None
+    function = {"name": source.__name__, "description": description, "parameters": parameters}
+    return Tool(_declared({"type": "function", "function": function}), source, fields)
+
+
+def _declared(source: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The declaration in the OpenAI form: {"type": "function", "function": {"name", "description", "parameters"}}."""
+    if "function" not in source and "name" in source:
+        schema = source.get("parameters") or source.get("input_schema") or source.get("inputSchema") or {}
+        declared = {"name": source["name"], "description": source.get("description", ""), "parameters": schema}
+        source = {"type": "function", "function": declared}
+    function = source.get("function")
+    name = function.get("name") if isinstance(function, Mapping) else None
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        hint = 'Give {"type": "function", "function": {"name": …}}, with a name of letters, digits, _, - and dots.'
+        raise UsageError(f"{str(name)[:80]!r} is no name that a model could call.", hint)
+    return source
+
+
+def _parameters(function: Callable[..., Any], about: Mapping[str, str]) -> Fields:
+    try:
+        signature = inspect.signature(function)
+        hints = typing.get_type_hints(function, include_extras=True)
+    except (TypeError, ValueError, NameError) as error:
+        raise UsageError(f"its type hints cannot be read ({error}).", "Use types that its module imports.") from None
+    fields: dict[str, Field] = {}
+    for name, parameter in signature.parameters.items():
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            raise UsageError(f"its parameter {parameter} has no name of its own.", "Wrap it in a function without it.")
+        if name not in hints:
+            raise UsageError(f"its parameter {name} has no type hint.", f"Write one, such as {name}: str.")
+        fields[name] = Field(hints[name], parameter.default is parameter.empty, about.get(name, ""))
+    return fields

@@ -1,0 +1,74 @@
+"""What a tool gave back, as the conversation keeps it: words, data or pictures, within a limit of characters."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import enum
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from localgemma.messages import ImagePart, Message, Part, Pixels, TextPart, ToolCall
+
+
+def failure(call: ToolCall, text: str) -> Message:
+    """The answer to a call that gave nothing, for the model to read."""
+    return Message("tool", tool_call_id=call.id, name=call.name, result={"error": text})
+
+
+def success(call: ToolCall, value: Any, limit: int, picture: Callable[[Any], Part]) -> Message:
+    """What a tool returned, as a message. Text stays text, data become plain JSON, pictures are read by `picture`.
+
+    Text beyond `limit` characters is cut, which the text says. Raises whatever a value raises that is none of these.
+    """
+    if inspect.iscoroutine(value):
+        value = asyncio.run(value)
+    items = value if isinstance(value, (list, tuple)) and any(map(_is_picture, value)) else [value]
+    if any(map(_is_picture, items)):
+        parts: list[Part] = [picture(_source(item)) if _is_picture(item) else _words(item, limit) for item in items]
+        return Message("tool", tuple(parts), tool_call_id=call.id, name=call.name)
+    if not isinstance(value, str):
+        data = json.loads(json.dumps(value, default=_plain))
+        text = json.dumps(data, ensure_ascii=False)
+        if len(text) <= limit:
+            data = data if isinstance(data, Mapping) else {"value": data}
+            return Message("tool", tool_call_id=call.id, name=call.name, result=data)
+        value = text
+    return Message("tool", (TextPart(_cut(value, limit)),), tool_call_id=call.id, name=call.name)
+
+
+def _words(value: Any, limit: int) -> TextPart:
+    return TextPart(_cut(value if isinstance(value, str) else json.dumps(value, default=_plain, ensure_ascii=False), limit))
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}\n[cut: the first {limit:,} of {len(text):,} characters]"
+
+
+def _is_picture(value: Any) -> bool:
+    return isinstance(value, (Pixels, ImagePart, bytes)) or any(
+        base.__module__.startswith("PIL.") and base.__name__ == "Image" for base in type(value).__mro__
+    )
+
+
+def _source(value: Any) -> Any:
+    return ImagePart(value, "picture") if isinstance(value, Pixels) else value
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no form for."""
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, (set, frozenset)):
+        return sorted(value, key=str)
+    if isinstance(value, Mapping):
+        return dict(value)
+    if any("__str__" in vars(base) for base in type(value).__mro__[:-1]):  # times, paths, decimals
+        return str(value)
+    raise TypeError(f"a {type(value).__name__} cannot be shown to the model: return text, data or a picture")

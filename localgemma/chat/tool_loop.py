@@ -1,0 +1,199 @@
+"""Running the tools that a model calls: checked, approved, limited, and never able to block or break the conversation.
+
+It knows no engine: a Toolbox says what may run, a Round answers the calls of one message, in their order.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import json
+import queue
+import threading
+import time
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeAlias
+
+from localgemma.chat.functions import Source, Tool, as_tools
+from localgemma.chat.hints import BadArgument
+from localgemma.chat.results import failure, success
+from localgemma.engine import CancelToken
+from localgemma.errors import Cancelled
+from localgemma.messages import Done, Event, Message, Notice, Part, Timings, ToolCall, ToolResult, ToolStarted, Usage
+from localgemma.options import ToolLimits
+
+Tools: TypeAlias = "Iterable[Source] | Toolbox"
+Approve: TypeAlias = 'Callable[[ToolCall], bool] | Collection[str] | Literal["always"]'
+
+_TICK = 0.05  # seconds between two looks at the cancel token while a tool runs
+_STOPPED = "The user stopped this call."
+
+
+@dataclass(frozen=True)
+class Toolbox:
+    """The tools of a conversation. `approve` is "always", the names that may run, or a function that is asked each time.
+
+    The function may raise Cancelled, which ends the turn.
+    """
+
+    tools: tuple[Tool, ...] = ()
+    approve: Approve = "always"
+    limits: ToolLimits = field(default_factory=ToolLimits)
+
+    @classmethod
+    def of(cls, sources: Tools) -> Toolbox:
+        """A toolbox as it is, or one with these tools. Raises UsageError for what is no tool."""
+        return sources if isinstance(sources, Toolbox) else cls(as_tools(sources))
+
+    def find(self, name: str) -> Tool | None:
+        """The tool of this name."""
+        return next((tool for tool in self.tools if tool.name == name), None)
+
+    def answers(self, calls: Sequence[ToolCall]) -> bool:
+        """Whether these calls are answered here: there are functions, and no call is of a tool without one."""
+        found = [self.find(call.name) for call in calls]
+        return any(tool.function for tool in self.tools) and all(tool is None or tool.function for tool in found)
+
+    def approves(self, call: ToolCall) -> bool:
+        """Whether this call may run."""
+        if self.approve == "always":
+            return True
+        return self.approve(call) if callable(self.approve) else call.name in self.approve
+
+
+class ToolTurn:
+    """The tools' part of one turn: rounds of calls between generations, `total` what all of it cost."""
+
+    def __init__(self, box: Toolbox, cancel: CancelToken | None, picture: Callable[[Any], Part]) -> None:
+        self._box, self._picture = box, picture
+        self._cancel = cancel or CancelToken()
+        self._rounds = 0
+        self._before: list[ToolCall] = []  # the calls of the round before
+        self._circling = False
+        self._dones: list[Done] = []
+        self.messages: list[Message] = []  # the answers to the last round's calls, one each, even where it was left
+        self.over = False  # no generation follows
+
+    def wants(self, done: Done) -> bool:
+        """Whether a generation ended with calls that are answered here."""
+        self._dones.append(done)
+        return done.finish_reason == "tool_calls" and self._box.answers(done.message.tool_calls)
+
+    def total(self) -> Done:
+        """The end of the turn: the last message, and the usage and time of all generations."""
+        last, first = self._dones[-1], self._dones[0]
+        if self._cancel.cancelled and self.messages and last.finish_reason == "tool_calls":
+            last = replace(last, finish_reason="cancelled")
+        if len(self._dones) == 1:
+            return last
+        sums = {name: sum(getattr(done.usage, name) for done in self._dones) for name in Usage.__slots__}
+        times = [done.timings for done in self._dones]
+        prefill, decode = sum(each.prefill for each in times), sum(each.decode for each in times)
+        timings = Timings(
+            first.timings.first_token, prefill, sum(each.encode for each in times), decode,
+            sum(each.prefill * each.prefill_speed for each in times) / prefill if prefill else 0.0,
+            sum(each.decode * each.decode_speed for each in times) / decode if decode else 0.0,
+            sum(each.drafted for each in times), sum(each.accepted for each in times), last.timings.draft_gain,
+        )  # fmt: skip
+        return replace(last, usage=Usage(**sums), timings=timings)
+
+    def answer(self, calls: Sequence[ToolCall]) -> Iterator[Event]:
+        """Answer every call of one message, in order; the events of it. Leaving stops, and what is left is answered so."""
+        limits = self._box.limits
+        self._rounds += 1
+        self.messages = []
+        done: list[tuple[ToolCall, Message]] = []
+        try:
+            for index, call in enumerate(calls):
+                same = next((message for other, message in done if _same(other, call)), None)
+                refusal = self._refusal(call, index)
+                if self._cancel.cancelled:
+                    break
+                if same is not None:
+                    message, seconds = replace(same, tool_call_id=call.id), 0.0
+                elif refusal is not None:
+                    message, seconds = failure(call, refusal), 0.0
+                else:
+                    message, seconds = yield from self._run(call)
+                done.append((call, message))
+                self.messages.append(message)
+                yield ToolResult(call, message, seconds)
+        except Cancelled:
+            self._cancel.cancel()
+        finally:
+            self.messages += [failure(call, _STOPPED) for call in calls[len(self.messages) :]]
+        repeated = all(any(_same(call, other) for other in self._before) for call in calls)
+        self.over = self._cancel.cancelled or self._rounds > limits.tool_rounds or (repeated and self._circling)
+        self._circling, self._before = repeated, list(calls)
+        if self.over and not self._cancel.cancelled:
+            yield Notice("The model went on calling tools instead of answering, and was stopped.")
+
+    def _refusal(self, call: ToolCall, index: int) -> str | None:
+        """Why a call is not run, for the model; None for one that is."""
+        limits, tool = self._box.limits, self._box.find(call.name)
+        if self._rounds > limits.tool_rounds:
+            return "There were too many calls. Answer now with what you know, without calling a tool."
+        if index >= limits.tool_calls:
+            return f"There were too many calls at once; at most {limits.tool_calls} are run."
+        if call.error is not None:
+            return f"The call could not be read: {call.error}. Write it again."
+        if tool is None:
+            return f"There is no tool of this name. The tools are: {', '.join(each.name for each in self._box.tools)}."
+        if any(_same(call, other) for other in self._before):
+            return "You made this very call just before, and its result is above. Use that, or call it otherwise."
+        return None
+
+    def _run(self, call: ToolCall) -> Generator[Event, None, tuple[Message, float]]:
+        """Check, ask, run; returns the answer and the seconds that it took."""
+        tool = self._box.find(call.name)
+        assert tool is not None and tool.function is not None
+        try:
+            arguments = tool.read(call.arguments)
+        except (BadArgument, RecursionError) as error:
+            return failure(call, f"Wrong arguments: {error}"), 0.0
+        if not self._box.approves(call):
+            return failure(call, "The user does not allow this call."), 0.0
+        yield ToolStarted(call)
+        function, limit = tool.function, self._box.limits.tool_characters
+        started = time.monotonic()
+        message = self._wait(call, lambda: success(call, function(**arguments), limit, self._picture))
+        return message, time.monotonic() - started
+
+    def _wait(self, call: ToolCall, work: Callable[[], Message]) -> Message:
+        """The work's result, from a thread that is left alone when time is up or the user stops."""
+        box: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        context = contextvars.copy_context()
+
+        def guarded() -> None:
+            try:
+                box.put(context.run(work))
+            except BaseException as error:  # a tool may raise anything, SystemExit too; the model reads it
+                box.put(failure(call, _described(error)))
+
+        threading.Thread(target=guarded, name=f"tool {call.name}", daemon=True).start()
+        seconds = self._box.limits.tool_seconds
+        end = time.monotonic() + seconds
+        while not self._cancel.cancelled:
+            try:
+                return box.get(timeout=max(0.0, min(_TICK, end - time.monotonic())))
+            except queue.Empty:
+                if time.monotonic() >= end:
+                    return failure(call, f"The tool did not answer within {seconds:g} seconds.")
+        return failure(call, _STOPPED)
+
+
+def _same(one: ToolCall, other: ToolCall) -> bool:
+    """Whether two calls are the same; of those that could not be read, only ones written alike are."""
+    return (one.name, _key(one)) == (other.name, _key(other))
+
+
+def _key(call: ToolCall) -> str:
+    return call.raw if call.error is not None else json.dumps(dict(call.arguments), sort_keys=True, default=repr)
+
+
+def _described(error: BaseException) -> str:
+    try:
+        text = " ".join(str(error).split())[:500]
+    except Exception:
+        text = ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
