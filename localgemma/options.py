@@ -16,6 +16,7 @@ from localgemma.errors import UsageError
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 KV_TYPES: tuple[str, ...] = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 IMAGE_BUDGETS = (70, 140, 280, 560, 1120)  # soft tokens a picture; transformers Gemma4ImageProcessor
+VIDEO_BUDGETS = (70, 140, 280)  # soft tokens a frame of a video; transformers Gemma4VideoProcessor's own is 70
 _Record = TypeVar("_Record")
 
 
@@ -178,6 +179,8 @@ class ChatOptions:
 
     `think_budget` tokens may go into thoughts before the thought channel is closed and the answer follows.
     `image_tokens` is a picture's budget, or "auto": the smallest that keeps the picture's own resolution.
+    Of a video, `video_fps` frames a second are seen, `video_frames` at most, evenly apart, `video_tokens` each; where
+    `video_fps` is None, `video_frames` is their number.
     `overflow` says what happens when the context is full: an error, or the oldest turns are dropped with a notice.
     `template` is the source of a Jinja chat template; None is Google's, as localgemma renders it.
     """
@@ -186,6 +189,9 @@ class ChatOptions:
     think_budget: int = 8192
     preserve_thinking: bool = False
     image_tokens: int | Literal["auto"] = "auto"
+    video_fps: float | None = 1.0
+    video_frames: int = 60
+    video_tokens: int = 70
     overflow: Literal["error", "drop"] = "error"
     repetition_guard: bool = True
     template: str | None = None
@@ -200,6 +206,11 @@ class ChatOptions:
         _require(
             self.image_tokens == "auto" or self.image_tokens in IMAGE_BUDGETS, "image_tokens", self.image_tokens, _budgets()
         )
+        fps = self.video_fps
+        _require(fps is None or (_is_number(fps) and 0 < fps <= 240), "video_fps", fps, "a rate above 0, up to 240, or None")
+        count = self.video_frames
+        _require(type(count) is int and 0 < count <= 10_000, "video_frames", count, "1 to 10,000")
+        _require(self.video_tokens in VIDEO_BUDGETS, "video_tokens", self.video_tokens, "70, 140 or 280")
         _require(self.overflow in ("error", "drop"), "overflow", self.overflow, "'error' or 'drop'")
 
 

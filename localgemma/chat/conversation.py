@@ -15,6 +15,7 @@ from typing import Any, Literal
 from localgemma.chat import record
 from localgemma.chat.tool_loop import Toolbox, Tools, ToolTurn
 from localgemma.chat.turn import Turn, collect, picture_sizes
+from localgemma.chat.video import described, moving
 from localgemma.engine import CancelToken, Control, Engine, KeepsState, Prompt, Request, SpanLimit, StateInfo, Text
 from localgemma.errors import BadConversation, BadState, DiskError, NotFound, UsageError
 from localgemma.gemma4.tokens import CHANNEL, CHANNEL_END
@@ -73,13 +74,17 @@ class Conversation:
     ) -> Iterator[Event]:
         """Say something and stream the answer's events, Done last; leaving the loop cancels.
 
-        `images` are paths, bytes, PIL images, URLs or ImageParts; `"a.png#1120"` has its own budget. Any field of Sampling
-        may be given by name. Raises UsageError, BadMedia and PictureTooLarge at once, ContextOverflow at the first event.
+        `images` are paths (of videos too), bytes, PIL images, URLs or parts; `"a.png#1120"` has its own budget. Any field of
+        Sampling may be given by name. Raises UsageError, BadMedia, PictureTooLarge and, for a video, ContextOverflow at once;
+        else ContextOverflow at the first event.
         """
-        parts: list[Part] = [self._picture(source, image_tokens) for source in images]
+        info = self.engine.info
+        parts: list[Part] = [moving(source, self.options, info) or self._picture(source, image_tokens) for source in images]
         if text or not parts:
             parts.append(TextPart(text))
-        said = () if image_tokens not in (None, "auto") or self.options.image_tokens != "auto" else picture_sizes(parts)
+        said = described(parts, self.options, info.prefill_speed)
+        if image_tokens in (None, "auto") and self.options.image_tokens == "auto":
+            said += picture_sizes(parts)
         return self._turn([*self._history, Message("user", tuple(parts))], updated(self.sampling, sampling), cancel, said)
 
     def ask(self, text: str, images: Sequence[Any] = (), **options: Any) -> Answer:

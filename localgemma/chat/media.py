@@ -51,10 +51,10 @@ def open_image(source: Source, *, fetch: Fetch | None = None) -> Image.Image:
         return _decode(_read(source, name, fetch), name)
     if not hasattr(source, "convert"):
         raise BadMedia(f"{type(source).__name__} is not a picture.", "Give a path, bytes, a URL or a Pillow image.")
-    with _pillow(name):
-        _measure(source, name)
+    with pillow(name):
+        measure(source, name)
         source.load()
-        return _upright(_rgb(source), source)
+        return _upright(rgb(source), source)
 
 
 def image_part(
@@ -173,7 +173,7 @@ def _data_url(text: str, name: str) -> bytes:
 
 
 @contextmanager
-def _pillow(name: str) -> Iterator[None]:
+def pillow(name: str) -> Iterator[None]:
     """Pillow with our pixel limit, silent, and with everything that a broken file can raise turned into BadMedia."""
     from PIL import Image, UnidentifiedImageError
 
@@ -206,16 +206,17 @@ def _decode(data: bytes, name: str) -> Image.Image:
         except ImportError:
             raise BadMedia(f"{name} is HEIC, which needs one more package.", "Run: pip install 'localgemma[heif]'") from None
         pillow_heif.register_heif_opener()
-    with _pillow(name), Image.open(io.BytesIO(data)) as image:
+    with pillow(name), Image.open(io.BytesIO(data)) as image:
         if image.format == "EPS":  # Pillow would run Ghostscript, a whole program interpreter, on it
             raise BadMedia(f"{name} is EPS, a program that draws instead of a picture.", _CONVERT)
-        _measure(image, name)
+        measure(image, name)
         image.load()
-        _measure(image, name)  # icon files only now know their size
-        return _upright(_rgb(image), image)
+        measure(image, name)  # icon files only now know their size
+        return _upright(rgb(image), image)
 
 
-def _measure(image: Image.Image, name: str) -> None:
+def measure(image: Image.Image, name: str) -> None:
+    """BadMedia for a picture without pixels or with more than MAX_PIXELS."""
     width, height = image.size
     if width < 1 or height < 1:
         raise BadMedia(f"{name} has no pixels.", _CONVERT)
@@ -224,7 +225,7 @@ def _measure(image: Image.Image, name: str) -> None:
         raise BadMedia(f"{name} is {width:,} × {height:,} pixels, and {limit} megapixels are allowed.", _SMALLER)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def rgb(image: Image.Image) -> Image.Image:
     """A new RGB picture: wide samples scaled to 8 bits, transparency on white."""
     from PIL import Image as Pillow
 

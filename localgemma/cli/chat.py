@@ -34,9 +34,11 @@ if TYPE_CHECKING:
 @click.option("-m", "--model", metavar="NAME|FILE", help="A model's name, or the path of its .gguf file [demo].")
 @click.option("--mmproj", metavar="FILE", help="The projector for pictures; else mmproj*.gguf beside the model.")
 @click.option(
-    "-f", "--file", "files", multiple=True, metavar="FILE", help="A picture or text file; a.png#1120 sets its budget."
+    "-f", "--file", "files", multiple=True, metavar="FILE", help="A picture, video or text file; a.png#1120 sets its budget."
 )
 @click.option("--image-tokens", metavar="N|auto", help=f"Tokens a picture may take [{ChatOptions().image_tokens}].")
+@click.option("--fps", type=float, metavar="N", help=f"Frames of a video seen a second [{ChatOptions().video_fps:g}].")
+@click.option("--frames", type=int, metavar="N", help=f"Frames of a video at most [{ChatOptions().video_frames}].")
 @click.option("--system", metavar="TEXT|@FILE", help="The system message.")
 @click.option("--think/--no-think", default=None, help="Think before answering [no].")
 @click.option("--think-budget", type=int, metavar="N", help=f"Tokens of thought at most [{ChatOptions().think_budget}].")
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
 @plan_flags
 def command(
     prompt: str | None, model: str | None, mmproj: str | None, files: tuple[str, ...], image_tokens: str | None,
+    fps: float | None, frames: int | None,
     system: str | None, think: bool | None, think_budget: int | None, show_thinking: bool, max_tokens: int | None,
     temperature: float | None, top_p: float | None, top_k: int | None, seed: int | None, template: str | None,
     again: bool, session: str | None, no_save: bool, save_state: bool, tools: tuple[str, ...], allow: tuple[str, ...],
@@ -73,7 +76,7 @@ def command(
     if offline:
         settings.go_offline()
     sampling = _given(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
-    chat_options = _given(think_budget=think_budget, thinking=think)
+    chat_options = _given(think_budget=think_budget, thinking=think, video_fps=fps, video_frames=frames)
     if image_tokens is not None:
         chat_options["image_tokens"] = _budget(image_tokens)
     Sampling(**sampling), ChatOptions(**chat_options)  # wrong values are refused before the model is loaded
