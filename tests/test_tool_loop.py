@@ -360,6 +360,11 @@ def test_wrong_limits_are_refused(wrong: dict[str, Any]) -> None:
         ToolLimits(**wrong)
 
 
+def test_one_name_is_no_list_of_names() -> None:
+    with pytest.raises(UsageError, match="approve cannot be 'weather'"):
+        _model(FakeEngine()).chat(tools=[weather], approve="weather")
+
+
 def _model(engine: FakeEngine) -> runtime.Model:
     choice = runtime.Choice("model", "fake", "a test")
     return runtime.Model(engine, runtime.Plan(Path("fake.gguf"), None, LoadOptions(), (choice,)))

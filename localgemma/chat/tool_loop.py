@@ -18,7 +18,7 @@ from localgemma.chat.functions import Source, Tool, as_tools
 from localgemma.chat.hints import BadArgument
 from localgemma.chat.results import failure, success
 from localgemma.engine import CancelToken
-from localgemma.errors import Cancelled
+from localgemma.errors import Cancelled, UsageError
 from localgemma.messages import Done, Event, Message, Notice, Part, Timings, ToolCall, ToolResult, ToolStarted, Usage
 from localgemma.options import ToolLimits
 
@@ -39,6 +39,10 @@ class Toolbox:
     tools: tuple[Tool, ...] = ()
     approve: Approve = "always"
     limits: ToolLimits = field(default_factory=ToolLimits)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.approve, str) and self.approve != "always":  # a name would be searched in it, letter by letter
+            raise UsageError(f"approve cannot be {self.approve!r}.", "Give 'always', a list of names, or a function.")
 
     @classmethod
     def of(cls, sources: Tools) -> Toolbox:

@@ -61,7 +61,7 @@ class Asker:
                 line = self._read()
                 answer = line.strip().lower()
                 if not line:
-                    raise Cancelled("Cancelled.")
+                    raise KeyboardInterrupt
                 if answer in ("a", "always"):
                     self._allowed.add(call.name)
                 if answer in ("y", "yes", "a", "always"):
@@ -69,7 +69,7 @@ class Asker:
                 if answer in ("n", "no"):
                     return False
         except KeyboardInterrupt:
-            click.echo(err=True)
+            click.echo(err=True)  # the question's line ends here
             raise Cancelled("Cancelled.") from None
         finally:
             signal.signal(signal.SIGINT, before)
