@@ -11,7 +11,6 @@ from urllib.parse import unquote
 
 from localgemma.errors import BadMedia, NotFound
 
-_LARGEST_TEXT = 10 << 20
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif", ".ppm")
 _POSIX_WORD = re.compile(r"""(?:'[^']*'|"(?:\\.|[^"\\])*"|\\.|[^\s'"\\]|['"\\])+""", re.DOTALL)
 _WINDOWS_WORD = re.compile(r"""(?:'[^']*'|"[^"]*"|[^\s'"]|['"])+""")
@@ -20,10 +19,12 @@ _IS_WINDOWS = sys.platform == "win32"
 
 
 def attachments(files: Sequence[str]) -> tuple[list[Any], list[str]]:
-    """Pictures (as `Conversation.send` takes them) and texts, told apart by what is in the files.
+    """Pictures and videos (as `Conversation.send` takes them) and texts, told apart by what is in the files.
 
     Raises NotFound and BadMedia.
     """
+    from localgemma.chat.documents import text_of
+
     images: list[Any] = []
     texts: list[str] = []
     for name in files:
@@ -31,7 +32,7 @@ def attachments(files: Sequence[str]) -> tuple[list[Any], list[str]]:
             images.append(name)
             continue
         path, picture = _existing(name)
-        found = None if picture else _text_of(path)
+        found = None if picture else text_of(path)
         if found is None:
             images.append(name)
         else:
@@ -53,29 +54,6 @@ def _existing(name: str) -> tuple[Path, bool]:
     except (OSError, ValueError):
         raise BadMedia(f"{bare[:80]!r} is no file name.", "Check its name.") from None
     return path, budget is not None or path.suffix.lower() in _PICTURES
-
-
-def _text_of(path: Path) -> str | None:
-    """The file's text if it is one; None leaves it to the picture reader."""
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as stream:
-            start = stream.read(4096)
-            if start.startswith(b"%PDF"):
-                raise BadMedia(f"{path.name} is a PDF, which cannot be read yet.", "Save its pages as pictures or text.")
-            if not start or b"\0" in start:
-                return None
-            if size > _LARGEST_TEXT:
-                try:
-                    start[:-4].decode()
-                except UnicodeDecodeError:
-                    return None
-                raise BadMedia(f"{path.name} is too long a text.", "Give at most 10 MiB.")
-            return (start + stream.read()).decode()
-    except UnicodeDecodeError:
-        return None
-    except OSError as error:
-        raise BadMedia(f"{path.name} cannot be read: {error.strerror or error}.", "Check the file.") from None
 
 
 def words(text: str, *, windows: bool = _IS_WINDOWS) -> list[str]:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @click.option("-m", "--model", metavar="NAME|FILE", help="A model's name, or the path of its .gguf file [demo].")
 @click.option("--mmproj", metavar="FILE", help="The projector for pictures; else mmproj*.gguf beside the model.")
 @click.option(
-    "-f", "--file", "files", multiple=True, metavar="FILE", help="A picture, video or text file; a.png#1120 sets its budget."
+    "-f", "--file", "files", multiple=True, metavar="FILE", help="A picture, video or document; a.png#1120 sets its budget."
 )
 @click.option("--image-tokens", metavar="N|auto", help=f"Tokens a picture may take [{ChatOptions().image_tokens}].")
 @click.option("--fps", type=float, metavar="N", help=f"Frames of a video seen a second [{ChatOptions().video_fps:g}].")
