@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from localgemma.chat import record
+from localgemma.chat.parts import joined, parts_of
 from localgemma.chat.tool_loop import Toolbox, Tools, ToolTurn
 from localgemma.chat.turn import Turn, collect, picture_sizes
-from localgemma.chat.video import described, moving
+from localgemma.chat.video import described
 from localgemma.engine import CancelToken, Control, Engine, KeepsState, Prompt, Request, SpanLimit, StateInfo, Text
 from localgemma.errors import BadConversation, BadState, DiskError, NotFound, UsageError
 from localgemma.gemma4.tokens import CHANNEL, CHANNEL_END
@@ -74,14 +75,14 @@ class Conversation:
     ) -> Iterator[Event]:
         """Say something and stream the answer's events, Done last; leaving the loop cancels.
 
-        `images` are paths (of videos too), bytes, PIL images, URLs or parts; `"a.png#1120"` has its own budget. Any field of
-        Sampling may be given by name. Raises UsageError, BadMedia, PictureTooLarge and, for a video, ContextOverflow at once;
-        else ContextOverflow at the first event.
+        `images` are paths (of videos and PDFs too), bytes, PIL images, URLs or parts; `"a.png#1120"` has its own budget. Any
+        field of Sampling may be given by name. Raises UsageError, BadMedia, PictureTooLarge and ContextOverflow.
         """
         info = self.engine.info
-        parts: list[Part] = [moving(source, self.options, info) or self._picture(source, image_tokens) for source in images]
-        if text or not parts:
-            parts.append(TextPart(text))
+        parts: list[Part] = []
+        for source in images:
+            parts += parts_of(source, self.options, info) or [self._picture(source, image_tokens)]
+        parts = joined([*parts, TextPart(text)] if text or not parts else parts)
         said = described(parts, self.options, info.prefill_speed)
         if image_tokens in (None, "auto") and self.options.image_tokens == "auto":
             said += picture_sizes(parts)

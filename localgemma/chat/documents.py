@@ -33,16 +33,14 @@ _AS_TEXT = "Save it as text, HTML or DOCX, and try again."
 
 
 def text_of(path: Path) -> str | None:
-    """The file's text, told by its content; None for a file that is none (a picture, a video). Raises BadMedia."""
+    """The file's text, told by its content; None for a file that is none (a picture, a video, a PDF). Raises BadMedia."""
     try:
         with path.open("rb") as stream:
             start = stream.read(4096)
-            if start.startswith(b"%PDF"):
-                raise BadMedia(f"{path.name} is a PDF, which cannot be read yet.", "Save its pages as pictures or text.")
             if start.startswith(b"PK\x03\x04"):
                 return _docx(path)
             marked = next((name for mark, name in _MARKS.items() if start.startswith(mark)), None)
-            if not start or (b"\0" in start and marked is None):
+            if not start or b"%PDF-" in start[:1024] or (b"\0" in start and marked is None):
                 return None
             if path.stat().st_size > MAX_TEXT:
                 codecs.getincrementaldecoder(marked or "utf-8")().decode(start)

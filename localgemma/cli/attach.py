@@ -19,16 +19,17 @@ _IS_WINDOWS = sys.platform == "win32"
 
 
 def attachments(files: Sequence[str]) -> tuple[list[Any], list[str]]:
-    """Pictures and videos (as `Conversation.send` takes them) and texts, told apart by what is in the files.
+    """Pictures, videos and PDFs (as `Conversation.send` takes them) and texts, told apart by what is in the files.
 
     Raises NotFound and BadMedia.
     """
     from localgemma.chat.documents import text_of
+    from localgemma.chat.pdf import wanted
 
     images: list[Any] = []
     texts: list[str] = []
     for name in files:
-        if name.startswith(("http://", "https://", "data:")):
+        if name.startswith(("http://", "https://", "data:")) or wanted(name) is not None:
             images.append(name)
             continue
         path, picture = _existing(name)
