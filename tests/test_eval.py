@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from localgemma.chat.conversation import Conversation
-from localgemma.chat.turn import collect
 from localgemma.chat.media import image_part
+from localgemma.chat.turn import collect
 from localgemma.engine import Engine
 from localgemma.llamacpp.engine import open_engine
 from localgemma.messages import Message, Part, TextPart, ToolCall
