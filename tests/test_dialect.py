@@ -163,9 +163,7 @@ def test_malformed_string(row: dict[str, Any]) -> None:
 
 def test_a_call_that_cannot_be_read_keeps_its_text_and_says_why() -> None:
     events = run(pieces_of_text('<|tool_call>call:f{a:<|"|>x<|"|>,b:'))
-    assert events == [
-        ToolCall("f", {}, raw='call:f{a:<|"|>x<|"|>,b:', error="expected a value, but the call ends there")
-    ]
+    assert events == [ToolCall("f", {}, raw='call:f{a:<|"|>x<|"|>,b:', error="expected a value, but the call ends there")]
 
 
 def test_text_streams_at_once_and_trailing_newlines_wait() -> None:
@@ -186,7 +184,7 @@ def test_arguments_cannot_be_slipped_in_by_spelling_a_quote() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "content"), [("<tu<eos>rn|>", ""), ("a<tu<eos>rn|>b", "ab"), ("<<eos>eos>x > y", "x > y"), ("<t<|\"|>urn|>", "")]
+    ("text", "content"), [("<tu<eos>rn|>", ""), ("a<tu<eos>rn|>b", "ab"), ("<<eos>eos>x > y", "x > y"), ('<t<|"|>urn|>', "")]
 )
 def test_a_dropped_marker_makes_no_new_one(text: str, content: str) -> None:
     assert parse_response(text).get("content", "") == content
