@@ -1,0 +1,1 @@
+"""What each quantisation level costs: KL divergence, tasks, speed and answers, beside a reference."""
