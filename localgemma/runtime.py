@@ -12,7 +12,7 @@ from localgemma import settings
 from localgemma.chat.conversation import Conversation
 from localgemma.chat.functions import Source, as_tools
 from localgemma.chat.tool_loop import Approve, Toolbox
-from localgemma.engine import CancelToken, Engine, EngineInfo
+from localgemma.engine import CancelToken, Control, Engine, EngineInfo, Media, Prompt, Request, Text
 from localgemma.errors import DoesNotFit, NotDownloaded, NotFound, UsageError
 from localgemma.fit.choices import Choice
 from localgemma.messages import Progress
@@ -151,10 +151,33 @@ def _open(
     def attempt(reduced: LoadOptions) -> Engine:
         return open_engine(found.text, plan.projector, reduced, name=found.name, quant=plan.quant, notes=notes, progress=told)
 
-    engine, loaded, given_up = calibrate.load(plan.decision, plan.options, wishes, attempt)
+    def slow(engine: Engine, reduced: LoadOptions, last: bool) -> str:
+        if before.machine.system != "win32" or plan.decision is None:  # only there a driver takes more than the GPU has
+            return ""
+        said = calibrate.spilled(before, plan.decision, reduced)
+        if not said and engine.info.image_tokens and reduced.projector_on_gpu:
+            _show_a_picture(engine)
+            said = calibrate.spilled(before, plan.decision, reduced, pictures=True)
+        if said and not last:
+            engine.close()
+        return said
+
+    engine, loaded, given_up = calibrate.load(plan.decision, plan.options, wishes, attempt, slow)
     if not given_up:
-        _, given_up = calibrate.after(before, plan.decision)
+        calibrate.after(before, plan.decision)
     return Model(engine, replace(plan, options=loaded, notes=given_up))
+
+
+def _show_a_picture(engine: Engine) -> None:
+    """Have the engine see a grey picture of the largest size, so that all memory it will ever take is taken."""
+    from localgemma.gemma4.tokens import BOS, IMAGE_BEGIN, IMAGE_END
+    from localgemma.gemma4.vision import from_rgb, target_size
+
+    high, wide = target_size(1000, 1000, engine.info.image_tokens)
+    grey = from_rgb(b"\x80" * (high * wide * 3), wide, high)
+    prompt = Prompt((Control(BOS), Media("", (Control(IMAGE_BEGIN), grey, Control(IMAGE_END))), Text("\n")))
+    for _ in engine.generate(Request(prompt, Sampling(temperature=0, max_tokens=1))):
+        pass
 
 
 def _fetch_picture(url: str) -> bytes:

@@ -18,6 +18,7 @@ from localgemma.files.header import read_header
 from localgemma.fit import calibrate, doctor, prepare, probe, rates, stub
 from localgemma.fit.decide import decide, from_header
 from localgemma.fit.doctor import Card, Facts
+from localgemma.fit.explain import Decision
 from localgemma.fit.hardware import Gpu, Machine
 from localgemma.fit.memory import weights_of
 from localgemma.fit.planner import Wishes
@@ -166,12 +167,45 @@ def test_a_load_that_fails_for_memory_steps_down_and_says_so() -> None:
     assert "--ctx" in caught.value.hint
 
 
-def test_windows_spill_is_named() -> None:
+def windows(monkeypatch: pytest.MonkeyPatch, taken: list[int]) -> tuple[calibrate.Before, Decision]:
+    """A plan for a Windows machine with a card, and what its driver says was taken at each look."""
     machine = replace(HEALTHY.machine, system="win32")
-    assert list(calibrate.spilled(machine, {"CUDA0": 20 * GIB}, {"CUDA0": 20 * GIB - 100 * MIB})) == []
-    (said,) = calibrate.spilled(machine, {"CUDA0": 20 * GIB}, {"CUDA0": 15 * GIB})
-    assert "5 GiB" in said and "--reserve 6GiB" in said
-    assert list(calibrate.spilled(HEALTHY.machine, {"CUDA0": 20 * GIB}, {"CUDA0": GIB})) == []
+    decision = decide((from_header(read_header(DEMO / "text.gguf"), 30 * GIB),), Wishes(ctx=8192), replace(machine, gpus=(
+        replace(machine.gpus[0], free=200 * GIB),), ram_free=200 * GIB))  # fmt: skip
+    free = machine.gpus[0].free
+    looks = iter(taken)
+    monkeypatch.setattr(calibrate, "_free", lambda machine: (free - next(looks),))
+    return calibrate.Before(machine, 0, (free,)), decision
+
+
+def test_windows_spill_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, decision = windows(monkeypatch, [31 * GIB, 15 * GIB, 15 * GIB])
+    assert calibrate.spilled(before, decision, decision.way.load) == ""
+    said = calibrate.spilled(before, decision, decision.way.load)
+    assert "15.1 GiB" in said and "--reserve 16" in said
+    assert "With a picture, Windows" in calibrate.spilled(before, decision, decision.way.load, pictures=True)
+    linux = replace(before, machine=replace(before.machine, system="linux"))
+    assert calibrate.spilled(linux, decision, decision.way.load) == ""
+
+
+def test_what_windows_spills_steps_down_and_the_last_way_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, decision = windows(monkeypatch, [])
+    closed: list[int] = []
+
+    def slow(engine: int, options: LoadOptions, last: bool) -> str:
+        if engine <= 4096:
+            return ""
+        if not last:
+            closed.append(engine)
+        return "Windows moved it."
+
+    start = LoadOptions(ctx=16384, image_tokens=0)
+    attempt = lambda options: options.ctx or 0  # noqa: E731
+    engine, _, said = calibrate.load(decision, start, Wishes(), attempt, slow)
+    assert (engine, closed) == (4096, [16384, 8192])
+    assert said == ("It did not fit as planned (Windows moved it); loaded with a context of 4,096 tokens.",)
+    engine, _, said = calibrate.load(decision, start, Wishes(ctx=16384, gpu_layers=0), attempt, slow)
+    assert (engine, said) == (16384, ("Windows moved it.",))
 
 
 def test_rates_are_measured_once_and_not_on_a_busy_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from localgemma.fit import probe
 from localgemma.fit.buffers import Table
 from localgemma.fit.explain import Decision
 from localgemma.fit.hardware import Machine
-from localgemma.fit.memory import LATER, need
+from localgemma.fit.memory import LATER, Setup, need
 from localgemma.fit.planner import Wishes
 from localgemma.llamacpp import devices
 from localgemma.options import LoadOptions
@@ -46,8 +46,8 @@ def _free(machine: Machine) -> tuple[int, ...]:
     return tuple(now.get(gpu.name, gpu.free) for gpu in machine.gpus)
 
 
-def after(before: Before, decision: Decision) -> tuple[measured.Load, tuple[str, ...]]:
-    """What the load took beside what was predicted, kept for this machine; and sentences that the user should see."""
+def after(before: Before, decision: Decision) -> measured.Load:
+    """What the load took beside what was predicted, kept for this machine."""
     machine, need = before.machine, decision.way.need
     taken = {gpu.name: max(0, was - now) for gpu, was, now in zip(machine.gpus, before.free, _free(machine), strict=True)}
     taken["RAM"] = max(0, probe.resident() - before.resident)
@@ -65,20 +65,29 @@ def after(before: Before, decision: Decision) -> tuple[measured.Load, tuple[str,
             drivers[gpu.name] = max(LEAST_DRIVER, taken[gpu.name] - known)
     measured.save(machine.key, replace(kept.with_load(load), driver=drivers, program=before.resident))
     LOGGER.info("predicted %s, took %s", predicted, taken)
-    return load, tuple(spilled(machine, predicted, taken))
+    return load
 
 
-def spilled(machine: Machine, predicted: dict[str, int], taken: dict[str, int]) -> Iterator[str]:
-    """A sentence for each GPU whose driver put much of the load elsewhere: on Windows that gives no error, only slowness."""
+def spilled(before: Before, decision: Decision, options: LoadOptions, *, pictures: bool = False) -> str:
+    """A sentence where a GPU's driver put much of a load elsewhere, which on Windows gives no error, only slowness; or "".
+
+    `pictures`: a picture of the largest size was seen since, so its working memory should be there too.
+    """
+    machine = before.machine
     if machine.system != "win32":
-        return
-    for gpu in machine.gpus:
-        missing = predicted.get(gpu.name, 0) - taken.get(gpu.name, 0)
-        if missing > max(GIB, predicted.get(gpu.name, 0) // 10):
-            yield (
-                f"Windows moved about {format_size(missing)} of {gpu.name}'s share into ordinary memory, which is slow. "
+        return ""
+    later = tuple(what for what in LATER if not (pictures and what == "pictures"))
+    taken = need(_setup(decision, options), Table(tuple(gpu.backend for gpu in machine.gpus)))
+    for gpu, items, was, now in zip(machine.gpus, taken.gpus, before.free, _free(machine), strict=False):
+        wanted = sum(item.size for item in items if item.what not in (*later, "driver"))
+        missing = wanted - max(0, was - now)
+        if missing > max(GIB, wanted // 10):
+            when = "With a picture, Windows" if pictures else "Windows"
+            return (
+                f"{when} moved about {format_size(missing)} of {gpu.name}'s share into ordinary memory, which is slow. "
                 f"Close programs that use the GPU, or load with --reserve {format_size(missing + GIB).replace(' ', '')}."
             )
+    return ""
 
 
 def smaller(options: LoadOptions, wishes: Wishes) -> Iterator[tuple[LoadOptions, str]]:
@@ -114,11 +123,7 @@ def lacking(decision: Decision, options: LoadOptions) -> str:
     Programs come and go between plan and load, and llama.cpp ends the process where a small allocation fails. Of the
     mapped file nothing is counted: its pages can wait.
     """
-    drafter = decision.way.setup.drafter if options.drafter else 0
-    setup = replace(decision.way.setup, options=options, tokens=options.ctx or decision.way.setup.tokens, drafter=drafter)
-    if options.gpu_layers != setup.on_gpu:
-        setup = replace(setup, placement=(options.gpu_layers or 0, *[0] * (len(setup.placement) - 1))[: len(setup.placement)])
-    taken = need(setup, Table(tuple(gpu.backend for gpu in decision.machine.gpus)))
+    taken = need(_setup(decision, options), Table(tuple(gpu.backend for gpu in decision.machine.gpus)))
     spared = ("margin", "program", "pictures seen", *(("weights",) if options.mmap else ()))
     wanted = sum(item.size for item in taken.host if item.what not in spared) + taken.droppable + probe.LEAST_RAM
     free, _ = probe.memory()
@@ -127,15 +132,32 @@ def lacking(decision: Decision, options: LoadOptions) -> str:
     return ""
 
 
+def _setup(decision: Decision, options: LoadOptions) -> Setup:
+    """The plan's setup with what was given up since."""
+    setup = decision.way.setup
+    drafter = setup.drafter if options.drafter else 0
+    projector = setup.projector if options.image_tokens else 0
+    setup = replace(setup, options=options, tokens=options.ctx or setup.tokens, drafter=drafter, projector=projector)
+    if options.gpu_layers != setup.on_gpu:
+        setup = replace(setup, placement=(options.gpu_layers or 0, *[0] * (len(setup.placement) - 1))[: len(setup.placement)])
+    return setup
+
+
 def load(
-    decision: Decision, options: LoadOptions, wishes: Wishes, attempt: Callable[[LoadOptions], _T]
+    decision: Decision,
+    options: LoadOptions,
+    wishes: Wishes,
+    attempt: Callable[[LoadOptions], _T],
+    slow: Callable[[_T, LoadOptions, bool], str] = lambda engine, options, last: "",
 ) -> tuple[_T, LoadOptions, tuple[str, ...]]:
     """Attempt the load; where memory does not suffice after all, with less and less. Raises DoesNotFit where nothing helps.
 
-    The sentences say what was given up and why.
+    The sentences say what was given up and why. `slow` looks at what was loaded, and says in a sentence why it is no good;
+    it has closed it then, unless it was told that this is the last way there is.
     """
     first = ""
-    for reduced, what in ((options, ""), *smaller(options, wishes)):
+    ways = ((options, ""), *smaller(options, wishes))
+    for index, (reduced, what) in enumerate(ways):
         reason = lacking(decision, reduced)
         if not reason:
             try:
@@ -147,8 +169,11 @@ def load(
                     raise
                 reason = "There is not enough memory to load the model."
             else:
-                told = f"It did not fit as planned ({first.rstrip('.')}); loaded with {what}."
-                return engine, reduced, (told,) if first else ()
+                last = index == len(ways) - 1
+                reason = slow(engine, reduced, last)
+                if not reason or last:
+                    told = f"It did not fit as planned ({first.rstrip('.')}); loaded with {what}."
+                    return engine, reduced, tuple(said for said in (told if first else "", reason) if said)
         first = first or reason
         LOGGER.info("with %s: %s", what or "the plan", reason)
     raise DoesNotFit(first, "Close other programs, choose a smaller file, or ask for less: --ctx, --gpu-layers.")
