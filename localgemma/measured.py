@@ -1,7 +1,8 @@
-"""What this machine measured: how fast it reads weights, what a driver takes, what loads really took.
+"""What this machine measured: how fast it reads weights, what a driver takes, what loads really took, what files lose.
 
-One JSON file for all machines that share a home folder, by a key that names the hardware. A damaged file is as good as
-none: it is only a memory of what can be measured again.
+One JSON file for all machines that share a home folder, by a key that names the hardware; divergences under a key of their
+own, since the hardware changes them no more than the noise floor says. A damaged file is as good as none: it is only a
+memory of what can be measured again.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from typing import Any
 from localgemma import settings
 
 KEPT_LOADS = 20
+KEPT_LOSSES = 500
+_LOSSES = "losses"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,35 @@ class Measured:
         return replace(self, loads=(*self.loads, load)[-KEPT_LOADS:])
 
 
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """How far a file's predictions were from a reference's: mean KL in nats with its 95 % interval, and its conditions.
+
+    Two losses are on one scale where `scale` is equal: only then one may be called smaller than the other.
+    """
+
+    sha256: str
+    name: str
+    quant: str
+    kv: str
+    kl: float
+    low: float
+    high: float
+    reference: str
+    reference_sha256: str
+    family: str
+    set: str
+    positions: int
+    noise: float = 0.0
+    build: str = ""
+    date: str = ""
+
+    @property
+    def scale(self) -> tuple[str, str, str, int]:
+        """Reference, family, set and positions: what must be equal before two figures can be compared."""
+        return self.reference_sha256 or self.reference, self.family, self.set, self.positions
+
+
 def file() -> Path:
     """Where it is kept."""
     return settings.load().data_dir / "measured.json"
@@ -68,7 +100,10 @@ def load(key: str) -> Measured:
 
 def save(key: str, measured: Measured) -> None:
     """Keep it; where the disk does not let it, it is forgotten."""
-    everything = _all() | {key: asdict(measured)}
+    _write(_all() | {key: asdict(measured)})
+
+
+def _write(everything: Mapping[str, Any]) -> None:
     path = file()
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,6 +111,25 @@ def save(key: str, measured: Measured) -> None:
         with open(handle, "w", encoding="utf-8") as stream:
             json.dump(everything, stream, indent=1)
         os.replace(name, path)
+
+
+def losses() -> tuple[Loss, ...]:
+    """Every loss that was kept, the newest last; those that cannot be read are left out."""
+    found = []
+    raw = _all().get(_LOSSES)
+    for item in raw if isinstance(raw, list) else ():
+        with contextlib.suppress(TypeError, ValueError):
+            loss = Loss(**item)
+            if isinstance(loss.kl, int | float) and 0 <= loss.kl < float("inf"):
+                found.append(loss)
+    return tuple(found)
+
+
+def keep_losses(new: Sequence[Loss]) -> None:
+    """Keep what was found; the same file under the same conditions is replaced."""
+    again = {(loss.sha256 or loss.name, loss.kv, loss.scale) for loss in new}
+    before = [loss for loss in losses() if (loss.sha256 or loss.name, loss.kv, loss.scale) not in again]
+    _write(_all() | {_LOSSES: [asdict(loss) for loss in (*before, *new)][-KEPT_LOSSES:]})
 
 
 def _all() -> dict[str, Any]:

@@ -1,0 +1,8 @@
+"""A comparison in every form it can be read in: text, Markdown, CSV, JSON."""
+
+from __future__ import annotations
+
+from localgemma.compare.report_json import from_json, to_json
+from localgemma.compare.report_text import csv, markdown, table
+
+__all__ = ["csv", "from_json", "markdown", "table", "to_json"]

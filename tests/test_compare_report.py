@@ -1,0 +1,188 @@
+"""Reports of comparisons: every form holds every figure with its conditions, and nothing hostile gets through as code."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+
+import comparisons
+import pytest
+
+from localgemma.compare import recommend, report
+from localgemma.compare.records import Comparison, Conditions, Interval, Result, TaskScore
+from localgemma.compare.records import Test as Paired
+from localgemma.compare.report_numbers import column, nats, percent, places, within
+from localgemma.compare.report_tests import told_apart
+from localgemma.errors import UsageError
+
+KINDS: list[Callable[[], Comparison]] = [comparisons.usual, comparisons.hostile, comparisons.bare]
+STATED = ("KL(reference ‖ file)", "small 1", "9,000 positions", "b9011", "CUDA", "ubatch 512", "ubatch 128", "0.000210",
+          "google 2026-07-09")  # fmt: skip
+
+
+def by_label(comparison: Comparison) -> dict[str, Result]:
+    return {result.subject.label: result for result in (comparison.reference, *comparison.results)}
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_json_gives_back_the_records(make: Callable[[], Comparison]) -> None:
+    comparison = make()
+    text = report.to_json(comparison)
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    back = report.from_json(text)
+    assert repr(back) == repr(comparison)  # repr, since NaN differs from itself
+    assert report.to_json(back) == text
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda d: "{", "not JSON"),
+        (lambda d: "[" * 100_000, "not JSON"),
+        (lambda d: "[]", "no comparison"),
+        (lambda d: json.dumps(d | {"format": "x"}), "no comparison"),
+        (lambda d: json.dumps(d | {"version": 2}), "format 2"),
+        (lambda d: json.dumps(d | {"extra": 1}), "extra"),
+        (lambda d: json.dumps({k: v for k, v in d.items() if k != "conditions"}), "lacks"),
+        (lambda d: json.dumps(d | {"results": {}}), "comparison.results"),
+        (lambda d: json.dumps(d | {"conditions": d["conditions"] | {"ubatch": "512"}}), "comparison.conditions.ubatch"),
+        (lambda d: json.dumps(d | {"conditions": d["conditions"] | {"ubatch": True}}), "comparison.conditions.ubatch"),
+        (lambda d: json.dumps(d | {"notes": [1]}), "comparison.notes[0]"),
+    ],
+)
+def test_other_json_is_refused_with_its_place(change: Callable[[dict[str, object]], str], says: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(says)):
+        report.from_json(change(json.loads(report.to_json(comparisons.usual()))))
+
+
+def test_the_terminal_shows_every_file_and_how_it_was_measured() -> None:
+    comparison = comparisons.usual()
+    text = report.table(comparison)
+    for label, result in by_label(comparison).items():
+        assert label in text and result.subject.sha256 in text
+    for stated in STATED:
+        assert stated in text
+    assert max(map(len, text.splitlines())) <= 120
+    assert "0.03140" in text and "0.02780–0.03500" in text and "96.3" in text and "1.0314" in text and "33/40" in text
+    assert max(map(len, report.table(comparison, 100).splitlines())) <= 100
+    assert "KL" in report.table(comparisons.bare())
+
+
+def test_markdown_repeats_the_conditions_under_every_table() -> None:
+    comparison = comparisons.usual()
+    text = report.markdown(comparison)
+    *tables, _ = re.split(r"^## (?=Files)|^## ", text, flags=re.MULTILINE)[1:-1]
+    assert len(tables) == 5
+    for part in tables:
+        for stated in STATED:
+            assert stated in part
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    row = next(line for line in lines if line.startswith("| Q4\\_K\\_M |"))
+    assert (
+        row == "| Q4\\_K\\_M | 17.4 GiB | 4.87 | 0.03140 | 0.02780–0.03500 | 0.00377 | 0.440 | 3.77 | 96.3 | 3.90 | 1.0314 |"
+    )
+    for result in comparison.results:
+        assert result.subject.sha256 in text
+
+
+def test_csv_has_every_figure_in_full() -> None:
+    comparison = comparisons.usual()
+    rows = list(csv.DictReader(io.StringIO(report.csv(comparison))))
+    found = {(row["file"], row["scope"]): row for row in rows}
+    assert len(found) == len(rows)
+    for label, result in by_label(comparison).items():
+        row = found[label, "all"]
+        assert row["sha256"] == result.subject.sha256
+        assert (row["set"], row["ubatch"], row["noise_kl"], row["exact"]) == ("small 1", "512", "0.00021", "0")
+        assert row["reference"] == "BF16" and row["direction"] == "KL(reference||file), nats"
+        if d := result.overall:
+            assert (float(row["kl"]), float(row["kl_high"])) == (d.kl.value, d.kl.high)
+            assert (float(row["kl_q99.9"]), float(row["dp_q95"])) == (d.quantiles["99.9"], d.dp["95"])
+        for name, divergence in result.categories.items():
+            assert float(found[label, f"category:{name}"]["kl"]) == divergence.kl.value
+        for name, score in result.tasks.items():
+            assert int(found[label, f"task:{name}"]["right"]) == score.right
+        for first, last, kl in result.positions:
+            assert float(found[label, f"position:{first}-{last}"]["kl"]) == kl
+    assert found["QAT Q4_0", "all"]["kl"] == "" and "anew" in found["QAT Q4_0", "all"]["why_not"]
+
+
+def test_hostile_text_stays_text() -> None:
+    comparison = comparisons.hostile()
+    for text in (report.table(comparison), report.markdown(comparison), report.csv(comparison)):
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]", text)
+    for row in csv.reader(io.StringIO(report.csv(comparison))):
+        assert not [cell for cell in row if cell[:1] in ("=", "+", "@") or (cell[:1] == "-" and not cell[1:2].isdigit())]
+    text = report.markdown(comparison)
+    assert "<script" not in text and "<img" not in text and "://" not in text
+    heads = [line for line in text.splitlines() if line.startswith("| file |")]
+    for line in text.splitlines():
+        if line.startswith("| =&lt;script"):
+            assert len(re.findall(r"(?<!\\)\|", line)) in {len(re.findall(r"(?<!\\)\|", head)) for head in heads}
+
+
+def test_families_never_share_a_column() -> None:
+    text = report.table(comparisons.usual())
+    first, second = text.index("Divergence from BF16\n"), text.index("Divergence from the reference of their own family")
+    assert "QAT Q4_0" not in text[first:second]
+    assert "QAT Q4_0" in text[second:]
+
+
+def test_a_difference_by_chance_gets_no_star() -> None:
+    def scored(label: str, ps: list[float]) -> Result:
+        tasks = {f"t{i}": TaskScore(f"t{i}", 1, 2, Interval(0.5, 0, 1, 2), {}, Paired(0, 5, p)) for i, p in enumerate(ps)}
+        return Result(replace(comparisons.subject("Q8_0"), label=label), tasks=tasks)
+
+    conditions = Conditions("x", 1, 1, "", "", 512, "")
+    comparison = Comparison(scored("R", []), (scored("A", [0.03, 0.4]), scored("B", [0.001, 0.2])), conditions)
+    assert told_apart(comparison) == {("B", "t0")}  # 0.03 is not below 0.05 / 3
+
+
+def test_numbers_line_up_and_never_lie() -> None:
+    assert [nats(value) for value in (0.0, 0.0312, 1.42, 0.00004, 12.34)] == ["0", "0.0312", "1.42", "0.000040", "12.3"]
+    assert (nats(float("inf")), nats(float("nan"))) == ("∞", "–")
+    assert percent(0.99996) == "99.9" and percent(1.0) == "100.0"
+    digits = places([0.00091, 0.4, 0.0])
+    assert [column(value, digits) for value in (0.00091, 0.411, 0.0)] == ["0.00091", "0.41100", "0.00000"]
+    assert column(1e-9, 5) == "<0.00001"
+    assert within(Interval(0.03, float("nan"), 0.1, 2)) == "–"
+
+
+def test_the_recommendation_follows_the_memory() -> None:
+    comparison = comparisons.usual()
+    chosen = recommend.choice(comparison, comparison.conditions.memory_limit)
+    assert chosen is not None and chosen.subject.label == "Q5_K_M"
+    told = " ".join(recommend.sentences(comparison, comparison.conditions.memory_limit))
+    for part in ("take Q5_K_M (20.3 GiB)", "0.0121 nats", "Q4_K_M saves 2.89 GiB", "Q6_K is nearer", "non-Latin scripts",
+                 "Not worth its size: Q4_0", "compare the tasks"):  # fmt: skip
+        assert part in told
+    small = recommend.choice(comparison, 14 * comparisons.GIB)
+    assert small is not None and small.subject.label == "Q2_K"
+    assert recommend.choice(comparison, comparisons.GIB) is None
+    assert "None of these files fits" in recommend.sentences(comparison, comparisons.GIB)[0]
+    best = recommend.choice(comparison, 0)
+    assert best is not None and best.subject.label == "Q8_0"
+
+
+def test_of_files_that_cannot_be_told_apart_the_smaller_is_taken() -> None:
+    comparison = comparisons.usual()
+    q8, q6, *others = comparison.results
+    assert q6.overall and q8.overall
+    near = replace(q6, overall=replace(q6.overall, kl=Interval(0.00095, 0.0008, 0.0011, 150)))
+    chosen = recommend.choice(replace(comparison, results=(q8, near, *others)), 0)
+    assert chosen is not None and chosen.subject.label == "Q6_K"
+    told = recommend.sentences(replace(comparison, results=(q8, near, *others)), 0)
+    assert any("Q8_0 is larger, and on this set the difference is within the uncertainty" in sentence for sentence in told)
+
+
+def test_what_the_planner_remembers() -> None:
+    comparison = comparisons.usual()
+    losses = {(loss.name, loss.kv): loss for loss in recommend.losses(comparison)}
+    assert len(losses) == 8  # not the QAT file, which has no divergence
+    loss = losses["gemma-4-31b:Q4_K_M@unsloth", "f16"]
+    assert (loss.kl, loss.set, loss.reference, loss.noise) == (0.0314, "small 1", "BF16", 0.00021)
+    assert loss.scale == losses["gemma-4-31b:Q4_K_M@unsloth", "q8_0"].scale
