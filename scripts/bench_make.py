@@ -15,6 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from localgemma.chat.data import finished
 from localgemma.llamacpp.imatrix import Observed
 from localgemma.llamacpp.probe import kl
 from localgemma.make import calibration, imatrix, quantize, recipe, sensitivity, types
@@ -42,7 +43,7 @@ def chats(path: Path) -> list[calibration.Piece]:
             continue
         messages = [*record["messages"], *([answer] if said else [])]
         pieces.append(
-            calibration.chat(messages, tools=record.get("tools") or (), thinking=bool(record.get("enable_thinking")))
+            finished(messages, tools=record.get("tools") or (), thinking=bool(record.get("enable_thinking")))
         )
     return pieces
 

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from localgemma.chat import data
 from localgemma.cli.main import cli
 from localgemma.engine import CancelToken, Prompt
 from localgemma.errors import BackendError, BadConversation, BadModelFile, Cancelled, UsageError
@@ -175,7 +176,7 @@ TOOL = {"type": "function", "function": {"name": "clock", "description": "Tells 
 def test_chats_are_read_as_the_model_saw_them(tmp_path: Path) -> None:
     path = tmp_path / "chats.jsonl"
     path.write_text("\n".join(json.dumps(line) for line in (CHAT, {**CHAT, "tools": [TOOL]}, {"text": "plain"})) + "\n\n")
-    first, second, third = calibration.read_data(path)
+    first, second, third = data.read_pieces(path)
     assert isinstance(first, Prompt) and isinstance(second, Prompt) and third == "plain"
     assert "<|think|>" in str(first) and "<|channel>thought\nones: 8-6=2\n<channel|>52<turn|>" in str(first)
     assert "declaration:clock" in str(second)
@@ -198,7 +199,7 @@ def test_bad_data_names_its_line(name: str, content: str | bytes, says: str, tmp
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises((UsageError, BadConversation)) as caught:
-        calibration.read_data(path)
+        data.read_pieces(path)
     assert str(caught.value).startswith(says)
 
 
@@ -224,7 +225,7 @@ def test_chunks_are_whole_and_begin_with_bos(observed: Observed, size: int, word
 
 
 def test_long_chats_are_cut_at_the_context(observed: Observed) -> None:
-    runs = observed.runs(calibration.chat([{"role": "user", "content": sample_text()}]))
+    runs = observed.runs(data.finished([{"role": "user", "content": sample_text()}]))
     assert sum(len(run) for run in runs if isinstance(run, list)) == 512
 
 
@@ -266,7 +267,7 @@ def test_the_command_reads_pictures_thoughts_and_tools(tmp_path: Path) -> None:
     assert ran.exit_code == 0, ran.output
     found = imatrix.read(target)
     assert found.datasets == ("chats.jsonl", "text.txt") and found.chunks == 1
-    prompts = calibration.read_data(tmp_path / "text.txt")
+    prompts = data.read_pieces(tmp_path / "text.txt")
     alone = calibration.collect(DEMO / "text.gguf", None, prompts, LOAD)
     assert found.tokens > alone.tokens + 70  # a picture takes 70 tokens at least
     again = run(*words)

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from localgemma.chat import data
 from localgemma.cli.main import cli
 from localgemma.cli.quantize_size import SAMPLE
 from localgemma.engine import CancelToken, Prompt
@@ -19,7 +20,7 @@ from localgemma.errors import BadModelFile, Cancelled, DiskError, NotFound, Usag
 from localgemma.files.header import read_header
 from localgemma.llamacpp.imatrix import Observed
 from localgemma.llamacpp.probe import Probe, kl
-from localgemma.make import calibration, quantize, recipe, sensitivity, types
+from localgemma.make import quantize, recipe, sensitivity, types
 from localgemma.make.quantize import Planned, Wish, padded
 from localgemma.make.sensitivity import Choice, Table
 from localgemma.options import LoadOptions
@@ -51,11 +52,11 @@ def table(source: Path) -> Table:
         patch.setattr(sensitivity, "CANDIDATES", FEW)
         patch.setattr(sensitivity, "_SAMPLE", 32)
         chosen = sensitivity.Settings(tokens=160, bands=2, load=LOAD)
-        return sensitivity.measure(source, calibration.read_data(SAMPLE), None, chosen)
+        return sensitivity.measure(source, data.read_pieces(SAMPLE), None, chosen)
 
 
 def test_the_sample_is_chats_of_all_kinds() -> None:
-    pieces = calibration.read_data(SAMPLE)
+    pieces = data.read_pieces(SAMPLE)
     assert len(pieces) >= 12 and all(isinstance(piece, Prompt) for piece in pieces)
     text = "".join(map(str, pieces))
     assert all(mark in text for mark in ("<|think|>", "<|channel>", "<|tool_call>", "```python", "长江"))

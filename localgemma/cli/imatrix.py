@@ -17,7 +17,6 @@ from localgemma.options import LoadOptions
 
 if TYPE_CHECKING:
     from localgemma.files.locate import Local
-    from localgemma.gemma4.prompt import MediaReader
     from localgemma.make.calibration import Piece
 
 _PATH = click.Path(path_type=Path)
@@ -104,8 +103,7 @@ def find_model(name: str) -> Local:
 
 def read_pieces(files: Sequence[str]) -> list[Piece]:
     """The data of all files and saved chats in order; UsageError, NotFound, DiskError, BadMedia."""
-    from localgemma.chat import record
-    from localgemma.make import calibration
+    from localgemma.chat import data, record
 
     pieces: list[Piece] = []
     for name in files:
@@ -113,29 +111,10 @@ def read_pieces(files: Sequence[str]) -> list[Piece]:
         if (path / record.FILE).is_file():
             saved, _ = record.read(path)
             system: list[Any] = [{"role": "system", "content": saved.system}] if saved.system else []
-            pieces.append(calibration.chat([*system, *saved.messages], thinking=saved.options.thinking))
+            pieces.append(data.finished([*system, *saved.messages], thinking=saved.options.thinking))
         else:
-            pieces += calibration.read_data(path, _media(path.parent))
+            pieces += data.read_pieces(path)
     return pieces
-
-
-def _media(folder: Path) -> MediaReader:
-    """Reads the pictures that chats name; relative names count from the data file's folder."""
-    from localgemma.chat.media import image_part
-    from localgemma.gemma4.prompt import picture
-
-    def read(part: Any) -> Any:
-        linked = part.get("image_url")
-        source = linked.get("url") if isinstance(linked, dict) else linked
-        source = source or part.get("url") or part.get("image") or part.get("path")
-        if not isinstance(source, str) or part.get("type") not in ("image", "image_url"):
-            raise UsageError(f"A part of type {part.get('type')!r} cannot be read.", "Only pictures, by path or data: URL.")
-        known = source.startswith(("data:", "/")) or Path(source).is_absolute()
-        pixels = image_part(source if known else folder / source).pixels
-        assert pixels is not None
-        return picture(pixels)
-
-    return read
 
 
 def _collect(name: str, files: Sequence[str], mmproj: Path | None, loading: Loading, target: Path, output: Output) -> None:

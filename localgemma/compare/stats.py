@@ -1,0 +1,215 @@
+"""What is noise and what is not: intervals and tests over items, since the tokens of one answer are not independent.
+
+`values` are one number a token, `items` the number of the item that each token belongs to. Everything is seeded, so the same
+data give the same figures. Divergences of tokens are so skewed that a percentile bootstrap covers the truth too rarely. So
+means get a studentised bootstrap (Efron & Tibshirani, "An Introduction to the Bootstrap", 12.5), and differences a permutation
+test, which is right by its making.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from localgemma.compare.records import Interval, Test
+
+if TYPE_CHECKING:
+    import numpy as np
+
+LEVEL = 0.05  # what is rarer than this by chance is called different
+SAMPLES = 2000  # resamples of a bootstrap; the 2.5 % point of a studentised mean is then right to about 3 % of itself
+SHUFFLES = 4000  # of a permutation test: a p of 0.05 has a standard error of 0.0035
+_FEWEST = 3  # items of which an interval says anything
+_BLOCK = 1 << 22  # numbers of a resampling matrix at once (32 MiB)
+_Z = 1.959963984540054  # the normal distribution's 97.5 % point
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How much more one candidate has than another, with its 95 % interval and the p of no difference; `n` items."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+    n: int = 0
+
+    @property
+    def different(self) -> bool:
+        """Whether it is more than noise."""
+        return self.p < LEVEL
+
+
+def mean(values: Any, items: Any) -> Interval:
+    """The mean over tokens with its interval; for values that cannot be negative, such as divergences.
+
+    Its ends are NaN for fewer than 3 items, of which nothing can be said.
+    """
+    return _interval(*_sums(values, items), log=True)
+
+
+def ratio(log_values: Any, items: Any) -> Interval:
+    """exp of the mean, such as one perplexity over another from the differences of log-probabilities."""
+    found = _interval(*_sums(log_values, items), log=False)
+    return Interval(math.exp(found.value), math.exp(found.low), math.exp(found.high), found.n)
+
+
+def share(hits: Any, items: Any) -> Interval:
+    """The share of tokens that are hits, with its interval; where every item has the same share, Wilson's over items."""
+    sums, counts = _sums(hits, items)
+    found = _interval(sums, counts, log=False)
+    if found.low == found.high:
+        ends = wilson(round(found.value * len(counts)), len(counts))
+        return Interval(found.value, min(found.value, ends.low), max(found.value, ends.high), found.n)
+    return Interval(found.value, max(0.0, found.low), min(1.0, found.high), found.n)
+
+
+def wilson(right: int, n: int) -> Interval:
+    """`right` of `n` with Wilson's 95 % interval (1927); NaN of none."""
+    if n == 0:
+        return Interval(math.nan, math.nan, math.nan)
+    value, spread = right / n, _Z * _Z / n
+    middle = (value + spread / 2) / (1 + spread)
+    half = _Z * math.sqrt(value * (1 - value) / n + spread / (4 * n)) / (1 + spread)
+    return Interval(value, max(0.0, middle - half), min(1.0, middle + half), n)
+
+
+def mcnemar(reference: Mapping[str, bool], candidate: Mapping[str, bool]) -> Test:
+    """The paired test of right answers to the same questions (those that both were asked), exact and two-sided."""
+    both = reference.keys() & candidate.keys()
+    gained = sum(candidate[name] and not reference[name] for name in both)
+    lost = sum(reference[name] and not candidate[name] for name in both)
+    n = gained + lost
+    tail = sum(math.comb(n, k) for k in range(min(gained, lost) + 1))
+    return Test(gained, lost, min(1.0, 2 * tail / 2**n) if n else 1.0)
+
+
+def paired(first: Any, second: Any, items: Any) -> Difference:
+    """How much more the second candidate's values are than the first's, over the same tokens.
+
+    p is of a permutation test that exchanges the two within items.
+    """
+    import numpy as np
+
+    sums, counts = _sums(np.asarray(second, np.float64) - np.asarray(first, np.float64), items)
+    found = _interval(sums, counts, log=False)
+    k, total = len(counts), abs(float(sums.sum()))
+    if k <= 12:  # every way there is
+        signs = 1 - 2 * ((np.arange(2**k)[:, None] >> np.arange(k)) & 1)
+        others = np.abs(signs @ sums)
+    else:
+        random = np.random.default_rng(0)
+        others = np.concatenate([np.abs(rows @ sums) for rows in _signs(random, k)])
+    return Difference(found.value, found.low, found.high, _p(total, others, exact=k <= 12), k)
+
+
+def unpaired(first: Any, first_items: Any, second: Any, second_items: Any) -> Difference:
+    """How much more the second's values are than the first's, over different items.
+
+    p is of a permutation test that deals the items out anew.
+    """
+    import numpy as np
+
+    a, b = _sums(first, first_items), _sums(second, second_items)
+    sums, counts = np.concatenate([a[0], b[0]]), np.concatenate([a[1], b[1]])
+    here, k = len(a[0]), len(sums)
+    if here < 2 or k - here < 2:
+        value = float(b[0].sum() / b[1].sum() - a[0].sum() / a[1].sum())
+        return Difference(value, math.nan, math.nan, 1.0, k)
+    real = (np.arange(k) < here)[None].astype(np.float64)
+    apart, error = _apart(real, sums, counts)
+    random, others = np.random.default_rng(0), []
+    for size in _blocks(SHUFFLES, k):
+        order = random.random((size, k))
+        dealt = (order <= np.partition(order, here - 1, axis=1)[:, here - 1 : here]).astype(np.float64)
+        difference, spread = _apart(dealt, sums, counts)
+        others.append(_studentised(difference, spread))
+    p = _p(float(_studentised(apart, error)[0]), np.concatenate(others), exact=False)
+    value, half = float(apart[0]), _Z * float(error[0])
+    return Difference(value, value - half, value + half, p, k)
+
+
+def _sums(values: Any, items: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Sums and counts of the values by item."""
+    import numpy as np
+
+    values = np.asarray(values, np.float64)
+    index = np.unique(np.asarray(items), return_inverse=True)[1]
+    if not len(values) or len(values) != len(index):
+        raise ValueError(f"{len(values)} values of {len(index)} tokens")
+    return np.bincount(index, values), np.bincount(index).astype(np.float64)
+
+
+def _interval(sums: np.ndarray, counts: np.ndarray, *, log: bool) -> Interval:
+    """The studentised bootstrap of a mean over tokens; of its logarithm where `log`, which keeps the ends positive."""
+    import numpy as np
+
+    k, value = len(counts), float(sums.sum() / counts.sum())
+    if k < _FEWEST:
+        return Interval(value, math.nan, math.nan, k)
+    error = float(_mean_and_error(np.ones((1, k)), sums, counts)[1][0])
+    if error <= 1e-12 * abs(value):
+        return Interval(value, value, value, k)
+    random, found = np.random.default_rng(0), []
+    for size in _blocks(SAMPLES, k):
+        weights = random.multinomial(k, np.full(k, 1 / k), size).astype(np.float64)
+        means, errors = _mean_and_error(weights, sums, counts)
+        good = (errors > 1e-12 * error) & ((means > 0) | (not log))
+        means, errors = means[good], errors[good]
+        found.append(np.log(means / value) * means / errors if log else (means - value) / errors)
+    low, high = (float(end) for end in np.quantile(np.concatenate(found), (0.975, 0.025)))
+    if log:
+        return Interval(value, value * math.exp(-low * error / value), value * math.exp(-high * error / value), k)
+    return Interval(value, value - low * error, value - high * error, k)
+
+
+def _mean_and_error(weights: np.ndarray, sums: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each row of item weights, the mean over tokens and its standard error (linearised: it is a ratio of two sums)."""
+    import numpy as np
+
+    k = weights.sum(1)
+    total = weights @ counts
+    means = (weights @ sums) / total
+    squares = weights @ (sums * sums) - 2 * means * (weights @ (sums * counts)) + means**2 * (weights @ (counts * counts))
+    return means, np.sqrt(np.maximum(squares, 0) * k / (k - 1)) / total
+
+
+def _apart(first: np.ndarray, sums: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Differences of the means of the items outside and inside, for each row of membership, and their standard errors."""
+    import numpy as np
+
+    a, b = _mean_and_error(first, sums, counts), _mean_and_error(1 - first, sums, counts)
+    return b[0] - a[0], np.hypot(a[1], b[1])
+
+
+def _studentised(difference: np.ndarray, error: np.ndarray) -> np.ndarray:
+    import numpy as np
+
+    size: np.ndarray = np.abs(difference)
+    return np.where(size < 1e-15, 0.0, size / np.maximum(error, np.finfo(np.float64).tiny))
+
+
+def _signs(random: np.random.Generator, k: int) -> Any:
+    import numpy as np
+
+    for size in _blocks(SHUFFLES, k):
+        yield 1.0 - 2.0 * random.integers(0, 2, (size, k)).astype(np.float64)
+
+
+def _p(seen: float, others: np.ndarray, *, exact: bool) -> float:
+    """The share of permutations at least as far apart. What ties counts half, as few right answers give few distinct values
+    (mid-p; Lancaster, 1961); for drawn permutations, the seen one counts among them.
+    """
+    slack = 1e-9 * max(seen, 1e-300)
+    above, ties = int((others > seen + slack).sum()), int((abs(others - seen) <= slack).sum())
+    if exact:
+        return min(1.0, (above + ties) / len(others))
+    return min(1.0, (above + (ties + 1) / 2) / (len(others) + 1))
+
+
+def _blocks(total: int, k: int) -> list[int]:
+    """`total` rows of `k` numbers in blocks that fit into memory."""
+    most = max(1, _BLOCK // k)
+    return [min(most, total - start) for start in range(0, total, most)]
