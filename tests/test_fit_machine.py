@@ -230,6 +230,10 @@ def test_rates_are_measured_once_and_not_on_a_busy_machine(monkeypatch: pytest.M
     assert probe.with_rates(HEALTHY.machine, found).gpus[0].bandwidth == pytest.approx(1e12)
     rates.measure(HEALTHY.machine, (12,), again=True)
     assert len(asked) == 2 * count
+    monkeypatch.setattr(rates, "busy", lambda: True)  # what is measured then is told, and forgotten where it is worse
+    monkeypatch.setattr(rates, "seconds_a_token", lambda *given: 2 * seconds(*given))
+    assert rates.measure(HEALTHY.machine, (8, 12), again=True)["CPU:12"] == pytest.approx(2e10)
+    assert measured.load(HEALTHY.machine.key).rates == pytest.approx(found)
 
 
 @pytest.mark.live

@@ -29,11 +29,13 @@ def busy() -> bool:
 def measure(machine: Machine, kinds: Iterable[int] = USUAL, *, again: bool = False) -> dict[str, float]:
     """Bytes of weights a second by `device:ggml type id`.
 
-    What this machine knew already is not measured again, and on a busy one nothing is, unless `again`.
+    What this machine knew already is not measured again, and on a busy one nothing is, unless `again`. Other programs only
+    make it slower: what is measured beside them is told, but kept only where it is more than was known.
     """
     kept = measured.load(machine.key)
     found = dict(kept.rates)
-    if busy() and not again:
+    crowded = busy()
+    if crowded and not again:
         return found
     for device in ("CPU", *(gpu.name for gpu in machine.gpus)):
         for kind in dict.fromkeys(kinds):
@@ -42,8 +44,9 @@ def measure(machine: Machine, kinds: Iterable[int] = USUAL, *, again: bool = Fal
                 continue
             with contextlib.suppress(LocalgemmaError):  # stays unknown
                 found[key] = _rate(device, kind, machine.threads)
-    if found != dict(kept.rates):
-        measured.save(machine.key, replace(kept, rates=found))
+    keep = {key: max(rate, found[key]) for key, rate in kept.rates.items()} if crowded else found
+    if keep != dict(kept.rates):
+        measured.save(machine.key, replace(kept, rates=keep))
     return found
 
 
