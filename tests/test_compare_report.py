@@ -6,17 +6,23 @@ import csv
 import io
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
+from html import escape
+from pathlib import Path
+from xml.etree import ElementTree
 
 import comparisons
 import pytest
 
 from localgemma.compare import recommend, report
-from localgemma.compare.records import Comparison, Conditions, Interval, Result, TaskScore
+from localgemma.compare.records import Answered, Asked, Comparison, Conditions, Interval, Result, TaskScore
 from localgemma.compare.records import Test as Paired
 from localgemma.compare.report_numbers import column, nats, percent, places, within
 from localgemma.compare.report_tests import told_apart
+from localgemma.compare.svg import Box, Labels, spread, width_of
 from localgemma.errors import UsageError
 
 KINDS: list[Callable[[], Comparison]] = [comparisons.usual, comparisons.hostile, comparisons.bare]
@@ -186,3 +192,135 @@ def test_what_the_planner_remembers() -> None:
     loss = losses["gemma-4-31b:Q4_K_M@unsloth", "f16"]
     assert (loss.kl, loss.set, loss.reference, loss.noise) == (0.0314, "small 1", "BF16", 0.00021)
     assert loss.scale == losses["gemma-4-31b:Q4_K_M@unsloth", "q8_0"].scale
+
+
+ELEMENTS = set(
+    "html head meta title style body main header footer section h1 h2 h3 h4 p ul li dl dt dd div span small strong b figure figcaption "
+    "table thead tbody tr th td details summary code mark svg text line path rect circle".split()
+)
+
+
+def page(comparison: Comparison) -> tuple[str, ElementTree.Element]:
+    text = report.html(comparison)
+    return text, ElementTree.fromstring(text)
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_the_page_can_load_nothing(make: Callable[[], Comparison]) -> None:
+    text, root = page(make())
+    assert {element.tag for element in root.iter()} <= ELEMENTS  # no script, link, image, frame or object
+    for element in root.iter():
+        for name, value in element.attrib.items():
+            assert not name.startswith("on") and name not in ("src", "href", "style", "srcset", "action", "xmlns"), name
+            assert "://" not in value or name in ("title", "aria-label"), value
+    style = "".join(element.text or "" for element in root.iter("style"))
+    assert "url(" not in style and "@import" not in style and "//" not in style
+    policy = next(element for element in root.iter("meta") if element.get("http-equiv"))
+    assert policy.get("content") == "default-src 'none'; style-src 'unsafe-inline'"
+    assert not re.search(
+        r"<(?!/)[a-z0-9]+[^>]*/>", re.sub(r"<svg.*?</svg>|<meta[^>]*>", "", text, flags=re.DOTALL)
+    )  # HTML has none
+
+
+def test_the_page_shows_every_record() -> None:
+    comparison = comparisons.usual()
+    text, root = page(comparison)
+    shown = " ".join(root.itertext())
+    for label, result in by_label(comparison).items():
+        assert label in shown and result.subject.sha256 in shown
+        if result.overall:
+            assert within(result.overall.kl, 5) in shown and f"{result.overall.ratio.value:.4f}" in shown
+        for name, score in result.tasks.items():
+            assert name in shown and f"{score.right}/{score.n}" in shown
+        if result.speed:
+            assert f"{result.speed.load:.1f} s" in shown or f"{result.speed.load:.0f} s" in shown
+        assert not result.why_not or result.why_not in shown
+    for asked in comparison.answers:
+        assert asked.prompt in shown
+    for category in comparison.results[0].categories:
+        assert category in shown
+    for note in (*comparison.notes, *recommend.sentences(comparison, comparison.conditions.memory_limit)):
+        assert note in shown.replace("\u00a0", " ") or "Q5_K_M (20.3" in note  # whose name is an element of its own
+    for stated in (*STATED[1:], "KL(BF16"):
+        assert stated in shown
+    assert "this machine holds 23.1 GiB" in shown and "noise floor 0.000210" in shown
+    assert text.count("<svg") > 60
+
+
+def test_the_page_draws_families_apart() -> None:
+    _, root = page(comparisons.usual())
+    drawings = [" ".join(svg.itertext()) for svg in root.iter("svg")]
+    assert [d for d in drawings if "Mean KL divergence" in d]
+    assert not [d for d in drawings if "Mean KL divergence" in d and "QAT" in d]
+    assert [d for d in drawings if "decode" in d and "QAT" in d]
+    usual = comparisons.usual()
+    qat = replace(usual.results[-1], overall=comparisons.divergence(0.04), why_not="")
+    _, root = page(replace(usual, results=(*usual.results[:-1], qat)))
+    drawn = [" ".join(svg.itertext()) for svg in root.iter("svg")]
+    assert [d for d in drawn if "the reference of their own family" in d and "QAT Q4_0" in d and "Q8_0" not in d]
+
+
+def test_hostile_text_is_shown_as_text() -> None:
+    text, root = page(comparisons.hostile())
+    assert "<script>alert(1)</script>\"'><img src=https://evil.example/x onerror=alert(2)>" in "".join(root.itertext())
+    assert "<script" not in text and "<img" not in text
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\u202a-\u202e\u2066-\u2069]", text)
+
+
+def test_the_first_word_that_differs_is_marked() -> None:
+    _, root = page(comparisons.usual())
+    marks = ["".join(mark.itertext()) for mark in root.iter("mark")]
+    assert marks and set(marks) == {"otherwise"}
+    cut = Asked(
+        "p", {"BF16": Answered("one two"), "Q8_0": Answered("one", 3), "Q6_K": Answered("one two"), "Q2_K": Answered("", 0)}
+    )
+    _, root = page(replace(comparisons.usual(), answers=(cut,)))
+    assert [mark.text for mark in root.iter("mark")] == ["∎", "∎"]
+    cards = [
+        " ".join(card.itertext())
+        for card in root.iter("div")
+        if card.get("class", "").startswith("card ") or card.get("class") == "card"
+    ]
+    assert len(cards) == 3 and "BF16, Q6_K" in cards[0] and "“(end)” for “two”" in cards[1]
+
+
+@pytest.mark.parametrize(
+    "limit", [0, 1, 9 * comparisons.GIB, 18 * comparisons.GIB, 40 * comparisons.GIB, 400 * comparisons.GIB]
+)
+def test_any_memory_limit_can_be_drawn(limit: int) -> None:
+    usual = comparisons.usual()
+    _, root = page(replace(usual, conditions=replace(usual.conditions, memory_limit=limit)))
+    shown = " ".join(root.itertext())
+    assert ("this machine holds" in shown) == (limit > 0)
+    assert ("more than all of these" in shown) == (limit == 400 * comparisons.GIB)
+
+
+def test_labels_keep_apart() -> None:
+    labels = Labels(Box(0, 0, 400, 300))
+    places = [labels.place(100.0 + 3 * at, 100.0 + 2 * at, f"label {at}") for at in range(6)]
+    assert len(set(places)) == 6
+    boxes = labels.taken
+    assert not [1 for i, a in enumerate(boxes) for b in boxes[i + 1 :] if a.overlap(b) > 0.1 * width_of("label 0") * 13]
+    assert spread([1.0, 1.0, 1.0, 9.0], 2, 0, 10) == [1.0, 3.0, 5.0, 9.0]
+    assert spread([9.9, 10.0], 2, 0, 10) == [8.0, 10.0]
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+@pytest.mark.parametrize("make", [comparisons.usual, comparisons.hostile])
+def test_a_browser_finds_nothing_to_load_and_no_overflow(make: Callable[[], Comparison], tmp_path: Path) -> None:
+    # Without its policy, so that what is not text would really run and load; in frames, which may be as narrow as a telephone.
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", report.html(make()))
+    frames = "".join(f'<iframe width="{width}" height="900" srcdoc="{escape(text)}"></iframe>' for width in (1400, 390))
+    told = "document.body.dataset.over = [...document.querySelectorAll('iframe')].map(f => f.contentDocument.documentElement).map(d => d.scrollWidth - d.clientWidth)"
+    file, log = tmp_path / "page.html", tmp_path / "net.json"
+    file.write_text(f"<!DOCTYPE html><body>{frames}<script>onload = () => {{ {told} }}</script></body>", encoding="utf-8")
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--dump-dom",
+               "--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-logging=stderr",
+               f"--user-data-dir={tmp_path / 'profile'}", f"--log-net-log={log}", file.as_uri()]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+    assert 'data-over="0,0"' in done.stdout
+    assert "CONSOLE" not in done.stderr
+    assert "evil.example" not in log.read_text(encoding="utf-8", errors="replace")

@@ -18,12 +18,13 @@ from localgemma.units import format_size
 
 CATEGORY_WORDS = {"long": "long documents", "non-latin": "non-Latin scripts", "tools": "tool calls",
                   "science": "mathematics and science"}  # fmt: skip
+PLAIN_KV = ("f16", "bf16", "f32")
 MARKED = 1.5  # times the mean from which a category is named as the weakest
 
 
 def choice(comparison: Comparison, memory_limit: int) -> Result | None:
     """The candidate that the rule takes; None where none fits or none was compared by divergence."""
-    near = [result for result in _fitting(comparison, memory_limit) if result.subject.kv in ("f16", "bf16", "f32")]
+    near = [result for result in _fitting(comparison, memory_limit) if result.subject.kv in PLAIN_KV]
     near = near or _fitting(comparison, memory_limit)
     if not near:
         return None

@@ -206,10 +206,10 @@ def noise(comparison: Comparison) -> str:
 def files(comparison: Comparison) -> Grid:
     """Which files these are, to the byte."""
     rows = tuple(
-        (s.label, s.name, s.publisher or UNKNOWN, s.sha256 or "not known", s.kv, f"{s.bytes:,}" if s.bytes else UNKNOWN)
+        (s.label, s.name, s.publisher or UNKNOWN, s.kv, f"{s.bytes:,}" if s.bytes else UNKNOWN, s.sha256 or "not known")
         for s in (result.subject for result in every(comparison))
     )
-    return Grid("Files", ("file", "name", "publisher", "sha256", "KV", "bytes"), rows, left=5)
+    return Grid("Files", ("file", "name", "publisher", "KV", "bytes", "sha256"), rows, left=4)
 
 
 def hashes(comparison: Comparison) -> tuple[tuple[str, str], ...]:
