@@ -194,10 +194,28 @@ def test_what_the_planner_remembers() -> None:
     assert loss.scale == losses["gemma-4-31b:Q4_K_M@unsloth", "q8_0"].scale
 
 
-ELEMENTS = set(
-    "html head meta title style body main header footer section h1 h2 h3 h4 p ul li dl dt dd div span small strong b figure figcaption "
-    "table thead tbody tr th td details summary code mark svg text line path rect circle".split()
-)
+_OUTER = {"html", "head", "meta", "title", "style", "body", "main", "header", "footer", "section", "div", "figure"}
+_TEXT = {
+    "h1",
+    "h2",
+    "h3",
+    "h4",
+    "p",
+    "ul",
+    "li",
+    "dl",
+    "dt",
+    "dd",
+    "span",
+    "small",
+    "strong",
+    "b",
+    "code",
+    "mark",
+    "figcaption",
+}
+_TABLES = {"table", "thead", "tbody", "tr", "th", "td", "details", "summary"}
+ELEMENTS = _OUTER | _TEXT | _TABLES | {"svg", "text", "line", "path", "rect", "circle"}
 
 
 def page(comparison: Comparison) -> tuple[str, ElementTree.Element]:
@@ -314,9 +332,11 @@ def test_a_browser_finds_nothing_to_load_and_no_overflow(make: Callable[[], Comp
     # Without its policy, so that what is not text would really run and load; in frames, which may be as narrow as a telephone.
     text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", report.html(make()))
     frames = "".join(f'<iframe width="{width}" height="900" srcdoc="{escape(text)}"></iframe>' for width in (1400, 390))
-    told = "document.body.dataset.over = [...document.querySelectorAll('iframe')].map(f => f.contentDocument.documentElement).map(d => d.scrollWidth - d.clientWidth)"
+    size = "d => d.scrollWidth - d.clientWidth"
+    told = f"[...document.querySelectorAll('iframe')].map(f => f.contentDocument.documentElement).map({size})"
+    script = f"<script>onload = () => {{ document.body.dataset.over = {told} }}</script>"
     file, log = tmp_path / "page.html", tmp_path / "net.json"
-    file.write_text(f"<!DOCTYPE html><body>{frames}<script>onload = () => {{ {told} }}</script></body>", encoding="utf-8")
+    file.write_text(f"<!DOCTYPE html><body>{frames}{script}</body>", encoding="utf-8")
     command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--dump-dom",
                "--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-logging=stderr",
                f"--user-data-dir={tmp_path / 'profile'}", f"--log-net-log={log}", file.as_uri()]  # fmt: skip

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from localgemma.compare.records import Comparison, Interval, Result
 from localgemma.compare.report_numbers import nats, percent, probability, rate, times, within
 from localgemma.compare.report_tests import pooled, told_apart
+from localgemma.compare.stats import LEVEL
 from localgemma.measured import Loss
 from localgemma.units import format_size
 
@@ -166,10 +167,10 @@ def _tasks(comparison: Comparison, chosen: Result) -> Iterator[str]:
         return
     apart = told_apart(comparison)
     worse = [n for n in tested if (chosen.subject.label, n) in apart and (t := chosen.tasks[n].against) and t.lost > t.gained]
-    whole = pooled(chosen)
+    whole = pooled(comparison.reference, chosen)
     if worse:
         yield f"It answers worse than the reference at {_listed(worse)}, by more than chance."
-    elif whole and whole.p < 0.05 and whole.lost > whole.gained:
+    elif whole and whole.p < LEVEL and whole.lost > whole.gained:
         yield (
             f"No single task shows a loss, but all of them together do: {whole.lost} answers lost and {whole.gained} gained "
             f"({probability(whole)})."

@@ -128,7 +128,7 @@ def tasks(comparison: Comparison) -> Grid:
     rows = [(name, *(_score(result, name, apart) for result in results)) for name in names]
     if len(rows) > 1:
         rows.append(("all", *(_total(result) for result in results)))
-        tests = [pooled(result) for result in results]
+        tests = [pooled(comparison.reference, result) for result in results]
         rows.append(("gained, lost", *(f"+{t.gained} −{t.lost}" if t else UNKNOWN for t in tests)))
         rows.append(("p of all", *(p_value(t.p) if t else UNKNOWN for t in tests)))
     note = (

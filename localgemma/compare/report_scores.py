@@ -58,7 +58,7 @@ def _sums(results: tuple[Result, ...], chosen: str) -> list[str]:
     """All items together, and their paired test."""
     right = [sum(score.right for score in r.tasks.values()) for r in results]
     n = [sum(score.n for score in r.tasks.values()) for r in results]
-    tests = [pooled(result) for result in results]
+    tests = [pooled(results[0], result) for result in results]
     lines = {
         "all": [f"{a}/{b}" if b else UNKNOWN for a, b in zip(right, n, strict=True)],
         "gained, lost": [f"+{test.gained} −{test.lost}" if test else UNKNOWN for test in tests],

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-from math import comb
-
 from localgemma.compare.records import Comparison, Result, Test
-
-LEVEL = 0.05
-
-
-def mcnemar(gained: int, lost: int) -> float:
-    """McNemar's exact two-sided p: the binomial test that gains and losses are equally likely."""
-    n = gained + lost
-    if not n:
-        return 1.0
-    tail = sum(comb(n, k) for k in range(min(gained, lost) + 1))
-    return min(1.0, float(2 * tail / 2**n))
+from localgemma.compare.stats import LEVEL, mcnemar
+from localgemma.compare.tasks import total
 
 
-def pooled(result: Result) -> Test | None:
+def pooled(reference: Result, result: Result) -> Test | None:
     """The paired test over the items of all tasks together; None where nothing was paired."""
-    tests = [score.against for score in result.tasks.values() if score.against]
-    if not tests:
+    if not any(score.against for score in result.tasks.values()):
         return None
-    gained, lost = sum(test.gained for test in tests), sum(test.lost for test in tests)
-    return Test(gained, lost, mcnemar(gained, lost))
+    return mcnemar(total(reference.tasks).items, total(result.tasks).items)
 
 
 def told_apart(comparison: Comparison) -> set[tuple[str, str]]:
