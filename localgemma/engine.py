@@ -198,7 +198,7 @@ class EngineInfo:
 
     `context` is in tokens, `image_tokens` the largest picture (0: no pictures), `prefill_speed` the tokens per second
     last seen (0: not yet), `notes` sentences that the user should see once. `sequences` conversations run at once, and
-    checkpoints of the KV cache take at most `checkpoint_bytes` of RAM.
+    checkpoints of the KV cache take at most `checkpoint_bytes` of RAM. `bos` is the token that texts of this model begin with.
     """
 
     model: str
@@ -212,6 +212,7 @@ class EngineInfo:
     notes: tuple[str, ...] = ()
     sequences: int = 1
     checkpoint_bytes: int = 0
+    bos: int | None = None
 
 
 class Engine(Protocol):

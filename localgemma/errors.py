@@ -6,6 +6,7 @@ LocalgemmaError                exit 1
 │   ├── PictureTooLarge        2   more picture tokens than this load allows
 │   ├── BadModelFile           2   not a GGUF, damaged, or of another architecture
 │   ├── ContextOverflow        2   the prompt needs more tokens than the context has
+│   ├── BadReference           2   an .lgref file that is damaged, or of another program or version
 │   ├── BadState               2   a saved KV state that does not belong here, or is damaged
 │   └── BadConversation        2   messages that no template can render
 ├── NotFound                   3   no such model, file, session …
@@ -94,6 +95,12 @@ class BadState(UsageError):
     """A saved KV state that is damaged, or of another model file, llama.cpp build or KV cache; nothing of it was loaded."""
 
     default_hint = "The conversation will be read again from its text."
+
+
+class BadReference(UsageError):
+    """A reference file (.lgref) that is damaged, or that this version cannot read."""
+
+    default_hint = "Make it again with: localgemma compare --reference MODEL --save-reference FILE"
 
 
 class BadConversation(UsageError):

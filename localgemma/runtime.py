@@ -180,6 +180,42 @@ def _show_a_picture(engine: Engine) -> None:
         pass
 
 
+def open_for_reading(text: Path, projector: Path | None, options: LoadOptions, *, any_architecture: bool = False) -> Engine:
+    """Load a file whose predictions are to be read, with the machine's plan where it is a Gemma 4.
+
+    Where the options say where the layers go, there is no plan, nor for `any_architecture`. Raises what `open` does.
+    """
+    from localgemma.files.facts import quant_of
+    from localgemma.files.header import check_text_model, read_header
+    from localgemma.llamacpp.engine import open_engine
+
+    header = read_header(text)
+    if not any_architecture:
+        check_text_model(header)
+    if projector is not None:
+        from localgemma.files.projector import corrected
+
+        projector = corrected(projector, settings.load().cache_dir / "projectors")[0]
+    if options.gpu_layers is None and not any_architecture:
+        from localgemma.fit import prepare
+        from localgemma.fit.planner import Wishes
+
+        rows = 8 * header.array_length("tokenizer.ggml.tokens") * options.outputs
+        wishes = Wishes(options.ctx, options.kv, reserve=rows, pictures=projector is not None, draft=False)
+        way = prepare.load_plan(text, projector, text.stem, "you gave it", wishes).way.load
+        options = replace(
+            options, gpu_layers=way.gpu_layers, devices=way.devices, tensor_split=way.tensor_split, mmap=way.mmap
+        )
+    return open_engine(text, projector, options, name=text.stem, quant=quant_of(header))
+
+
+def build() -> str:
+    """The versions of llama.cpp's bindings and library, and its commit."""
+    from localgemma.llamacpp import library
+
+    return library.build()
+
+
 def _fetch_picture(url: str) -> bytes:
     from localgemma import net
 

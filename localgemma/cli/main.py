@@ -25,6 +25,7 @@ _COMMANDS = {
     "sessions": ("localgemma.cli.sessions", "List, show, export and remove saved chats."),
     "doctor": ("localgemma.cli.doctor", "Look at this machine; name what stands in the way, and the fix."),
     "plan": ("localgemma.cli.plan", "Say what this machine can do with a model, and why."),
+    "compare": ("localgemma.cli.compare", "Say what each quantisation costs, token by token."),
     "bench": ("localgemma.cli.bench", "Measure how fast a model loads, reads and writes here."),
 }
 

@@ -122,7 +122,7 @@ class Subject:
     """What is measured: a file with a KV type. `label` names it in every table, such as `Q4_K_M` or `Q4_K_M, KV q8_0`.
 
     `family` is what its weights descend from ("" or "qat"): a divergence is only taken within one family. `vocabulary` and
-    `template` are hashes of the file's tokenizer and chat template.
+    `template` are hashes of the file's tokenizer (of `vocabulary_size` tokens) and chat template.
     """
 
     label: str
@@ -135,6 +135,7 @@ class Subject:
     publisher: str = ""
     family: str = ""
     vocabulary: str = ""
+    vocabulary_size: int = 0
     template: str = ""
 
 

@@ -133,6 +133,22 @@ class Context:
             raise BackendError(f"Row {row} has no logits.")
         return np.ctypeslib.as_array(pointer, (self.model.vocab.size,)).copy()
 
+    def rows(self, row: int, count: int) -> Any:
+        """float32 [count, vocabulary]: the logits of neighbouring rows of the last batch, in llama.cpp's own buffer.
+
+        The next evaluation overwrites them. BackendError where a row has none.
+        """
+        import numpy as np
+
+        size = self.model.vocab.size
+        first = self._c.llama_get_logits_ith(self.pointer, row)
+        last = self._c.llama_get_logits_ith(self.pointer, row + count - 1)
+        if not first or not last:
+            raise BackendError(f"Row {row} has no logits.")
+        if ctypes.addressof(last.contents) - ctypes.addressof(first.contents) != 4 * size * (count - 1):
+            return np.stack([self.logits(row + index) for index in range(count)])
+        return np.ctypeslib.as_array(first, (count, size))
+
     def can_resume(self, position: int, sequence: int = 0) -> bool:
         """Whether the sliding window before `position` is still complete, so that evaluation may go on there."""
         lowest = int(self._c.llama_memory_seq_pos_min(self.memory, sequence))

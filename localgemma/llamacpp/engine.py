@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,9 @@ from localgemma.llamacpp.scoring import Scoring
 from localgemma.llamacpp.sequence import Plan, plan
 from localgemma.llamacpp.task import END, Task
 from localgemma.llamacpp.vision import Projector
+from localgemma.llamacpp.walk import Walk
 from localgemma.options import LoadOptions
+from localgemma.passages import Block, Passage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,7 +71,7 @@ def open_engine(
     backend = gpus[0] if gpus and options.gpu_layers else "CPU"
     info = EngineInfo(
         model=name or text.stem,
-        architecture="gemma4",
+        architecture=model.architecture,
         context=context.size,
         image_tokens=options.image_tokens if vision else 0,
         quant=quant,
@@ -77,6 +79,7 @@ def open_engine(
         load_seconds=model.load_seconds,
         notes=notes,
         sequences=options.sequences,
+        bos=model.vocab.bos,
         checkpoint_bytes=options.checkpoint_limit(devices.free_memory()),
     )
     return LlamaEngine(model, vision, context, info, drafter)
@@ -136,6 +139,22 @@ class LlamaEngine:
         outputs: queue.SimpleQueue[Any] = queue.SimpleQueue()
         work = Scoring(wanted, self._cache, self._projector, outputs.put)
         return self._started(Task(wanted.keys, work.steps, CancelToken(), outputs, patient=True))
+
+    def walk(self, passages: Sequence[Passage], cancel: CancelToken | None = None) -> Iterator[list[Block]]:
+        """The logits of many passages, batch by batch; see engine.Walks."""
+        if self._closed:
+            raise BackendError("The model is closed.", "Open it again.")
+        token = cancel or CancelToken()
+        return self._walked(Walk(passages, self._cache, self._projector, token), token)
+
+    def _walked(self, work: Walk, cancel: CancelToken) -> Iterator[list[Block]]:
+        cancel.watch(lambda: self._context.interrupt(True))
+        try:
+            self._called(work.begin)
+            while (blocks := self._called(work.step)) is not None:
+                yield blocks
+        finally:
+            cancel.watch(None)
 
     def save_state(self, prompt: Prompt, path: Path, conversation: str = "") -> StateInfo | None:
         """Write the KV state that serves `prompt`; see engine.KeepsState."""

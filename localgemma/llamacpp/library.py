@@ -40,6 +40,15 @@ def vision() -> Any:
     return mtmd_cpp
 
 
+def build() -> str:
+    """The versions of the bindings and of ggml, and ggml's commit."""
+    import llama_cpp
+
+    base = shared_object("ggml-base")
+    base.ggml_version.restype = base.ggml_commit.restype = ctypes.c_char_p
+    return f"{llama_cpp.__version__} {base.ggml_version().decode()} {base.ggml_commit().decode()}"
+
+
 def shared_object(name: str) -> ctypes.CDLL:
     """The loaded ggml library `name` (ggml, ggml-base): device functions are not bound by llama_cpp."""
     bindings: ModuleType = load()

@@ -39,7 +39,13 @@ class Model:
         self.vocab = Vocabulary(self._c, self._c.llama_model_get_vocab(self.pointer))
         self.width = int(self._c.llama_model_n_embd_inp(self.pointer))
         self.window = int(self._c.llama_model_n_swa(self.pointer))
+        self.architecture = self._named("general.architecture")
         self.trained_context = int(self._c.llama_model_n_ctx_train(self.pointer))
+
+    def _named(self, key: str) -> str:
+        buffer = ctypes.create_string_buffer(256)
+        self._c.llama_model_meta_val_str(self.pointer, key.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace")
 
     def _load(self, options: LoadOptions, progress: Callable[[float], bool] | None) -> Any:
         c, cancelled = self._c, False
@@ -108,6 +114,8 @@ class Vocabulary:
         markers = sorted((re.escape(name) for name in self.names.values()), key=len, reverse=True)
         self._marker = re.compile("|".join(markers) or r"(?!)")
         self._ids = {name: token for token, name in self.names.items()}
+        begins = int(bindings.llama_vocab_bos(pointer)) if bindings.llama_vocab_get_add_bos(pointer) else -1
+        self.bos = begins if begins >= 0 else None
         self.ends = frozenset(t for t in range(self.size) if bindings.llama_vocab_is_eog(pointer, t))
 
     def control(self, name: str) -> int:

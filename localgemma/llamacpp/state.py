@@ -104,7 +104,7 @@ def _identity(context: Context) -> dict[str, Any]:
     options = context.options
     return {
         "model": fingerprint(context.model.path),
-        "build": _build(),
+        "build": library.build(),
         "layout": [options.kv, options.flash_attention, context.model.window],
     }
 
@@ -168,11 +168,3 @@ def fingerprint(path: Path) -> str:
             file.seek(index * max(size - _SAMPLE, 0) // _SAMPLES)
             digest.update(file.read(_SAMPLE))
     return digest.hexdigest()
-
-
-def _build() -> str:
-    import llama_cpp
-
-    base = library.shared_object("ggml-base")
-    base.ggml_version.restype = base.ggml_commit.restype = ctypes.c_char_p
-    return f"{llama_cpp.__version__} {base.ggml_version().decode()} {base.ggml_commit().decode()}"

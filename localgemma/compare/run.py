@@ -1,0 +1,279 @@
+"""A whole comparison: the reference and its candidates opened, walked, asked and measured, and what was found put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from localgemma.compare import lgref, metrics, walks
+from localgemma.compare.corpus import Corpus
+from localgemma.compare.keep import Store
+from localgemma.compare.lgref import Origin, Reference
+from localgemma.compare.metrics import Tokens
+from localgemma.compare.records import Comparison, Conditions, Divergence, Interval, Result, Subject
+from localgemma.compare.samples import Sample, prepared
+from localgemma.compare.walks import Walking, identity
+from localgemma.engine import CancelToken, Engine
+from localgemma.errors import UsageError
+from localgemma.messages import Progress
+from localgemma.options import LoadOptions
+
+if TYPE_CHECKING:
+    import numpy as np
+
+NOISE_SEGMENTS = 2  # walked again at another ubatch for the noise floor
+
+
+@dataclass(frozen=True, slots=True)
+class Hands:
+    """What the caller does for a comparison: opens a subject, and says whether some fit into memory at once."""
+
+    open: Callable[[Subject, LoadOptions], Engine]
+    together: Callable[[Sequence[Subject], LoadOptions], bool]
+    told: Callable[[Progress], None] = lambda _: None
+    cancel: CancelToken = field(default_factory=CancelToken)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is compared, and with what: the texts, the reference (a subject, or an opened file), the candidates.
+
+    `load` is how all are opened; its ctx must hold the longest text. `around` has what the caller knows of the conditions.
+    """
+
+    corpus: Corpus
+    reference: Subject | Reference
+    candidates: tuple[Subject, ...]
+    load: LoadOptions
+    store: Path
+    around: Conditions
+    save_reference: Path | None = None
+    notes: tuple[str, ...] = ()
+
+
+def compare(job: Job, hands: Hands) -> Comparison:
+    """Carry out a comparison. Raises what opening and walking do, DiskError, and Cancelled with what is done kept."""
+    check(job)
+    run = _Run(job, hands)
+    try:
+        return run.whole()
+    finally:
+        run.close()
+
+
+def check(job: Job) -> None:
+    """UsageError for subjects that no divergence can be taken of."""
+    base = job.reference.origin if isinstance(job.reference, Reference) else job.reference
+    for each in job.candidates:
+        if each.vocabulary != base.vocabulary:
+            raise UsageError(
+                f"{each.label} has another tokenizer than the reference {base.label}, so their tokens cannot be compared.",
+                "Compare models of one tokenizer.",
+            )
+
+
+class _Run:
+    """A comparison under way, and the engines that are open."""
+
+    def __init__(self, job: Job, hands: Hands) -> None:
+        self._job, self._hands = job, hands
+        self._engines: dict[str, Engine] = {}
+        reference = job.reference
+        self._file = reference if isinstance(reference, Reference) else None
+        self._base = subject_of(reference) if isinstance(reference, Reference) else reference
+        self._walking: Walking
+
+    def close(self) -> None:
+        """Free every model."""
+        for engine in self._engines.values():
+            engine.close()
+        self._engines.clear()
+
+    def _open(self, subject: Subject, load: LoadOptions | None = None) -> Engine:
+        if subject.label not in self._engines:
+            self._engines[subject.label] = self._hands.open(subject, load or self._job.load)
+        return self._engines[subject.label]
+
+    def _only(self, subjects: Sequence[Subject]) -> None:
+        """Close all engines but these subjects'."""
+        for label in [label for label in self._engines if label not in {each.label for each in subjects}]:
+            self._engines.pop(label).close()
+
+    def whole(self) -> Comparison:
+        """Everything in its order."""
+        job = self._job
+        samples = list(self._file.samples) if self._file else prepared(job.corpus.items, self._open(self._base))
+        self._walking = Walking(samples, job.load, Store(job.store), job.around.build, self._hands.cancel, self._hands.told)
+        same_family = [each for each in job.candidates if each.family == self._base.family]
+        exact = self._file is None and all(self._pair(each) for each in same_family)
+        self._expect(len(same_family), exact=exact)
+        if exact:
+            self._side_by_side(same_family)
+        else:
+            self._one_by_one(same_family)
+        noise = self._noise()
+        if job.save_reference is not None:
+            self._save(job.save_reference, noise)
+        results = [self._result(each, exact=exact) for each in job.candidates]
+        conditions = replace(
+            job.around,
+            set=self._file.origin.set if self._file else job.corpus.name,
+            positions=sum(len(sample.targets) for sample in samples),
+            items=len(samples),
+            ubatch=job.load.ubatch or 0,
+            noise=noise,
+            noise_ubatch=other_ubatch(job.load).ubatch or 0,
+            exact=exact,
+        )
+        return Comparison(Result(self._base), tuple(results), conditions, notes=job.notes)
+
+    def _pair(self, each: Subject) -> bool:
+        return self._hands.together([self._base, each], self._job.load)
+
+    def _expect(self, candidates: int, *, exact: bool) -> None:
+        rounds = len(list(self._rounds(self._job.candidates))) if exact else 1
+        saves = 1 if exact and self._job.save_reference else 0
+        self._walking.expect(candidates + rounds + saves - (1 if self._file else 0))
+
+    def _rounds(self, subjects: Sequence[Subject]) -> Iterator[list[Subject]]:
+        """The candidates in groups that fit into memory beside the reference."""
+        group: list[Subject] = []
+        for each in subjects:
+            if group and not self._hands.together([self._base, *group, each], self._job.load):
+                yield group
+                group = []
+            group.append(each)
+        if group:
+            yield group
+
+    def _side_by_side(self, subjects: Sequence[Subject]) -> None:
+        for group in self._rounds(subjects):
+            self._only([self._base, *group])
+            engines = {"": self._open(self._base)} | {each.label: self._open(each) for each in group}
+            walks.exactly(self._walking, self._base, engines, group)
+
+    def _one_by_one(self, subjects: Sequence[Subject]) -> None:
+        if self._file is None:
+            walks.record(self._walking, self._base, partial(self._open, self._base))
+            kept = walks.from_store(self._walking, self._base)
+        else:
+            kept = walks.from_file(self._walking, self._file)
+        for each in subjects:
+            self._only([each])
+            walks.sampled(self._walking, kept, self._key(each, exact=False), partial(self._open, each))
+
+    def _key(self, each: Subject, *, exact: bool) -> str:
+        who = (identity(self._base), identity(each))
+        return self._walking.key(*who) if exact else self._walking.key(*who, "sampled")
+
+    def _noise(self) -> Divergence | None:
+        """The reference's own file at another ubatch: what the arithmetic alone makes of it."""
+        if self._file is not None:
+            return divergence_from(self._file.origin.extra.get("noise"))
+        walking, numbers = self._walking, range(min(NOISE_SEGMENTS, len(self._walking.segments)))
+        walks.record(walking, self._base, lambda: self._alone(self._base), numbers)
+        again = other_ubatch(self._job.load)
+        key = walking.key(identity(self._base), "noise", str(again.ubatch))
+        with self._extra(self._base, again) as engine:
+            walks.sampled(walking, walks.from_store(walking, self._base), key, engine, numbers)
+        tokens, items = walks.gathered(walking, key, numbers)
+        return metrics.divergence(tokens, items)
+
+    def _alone(self, subject: Subject) -> Engine:
+        self._only([subject])
+        return self._open(subject)
+
+    @contextmanager
+    def _extra(self, subject: Subject, load: LoadOptions) -> Iterator[Callable[[], Engine]]:
+        """A way to open the subject once more, loaded in another way, with no other model in memory."""
+        opened: list[Engine] = []
+
+        def engine() -> Engine:
+            if not opened:
+                self.close()
+                opened.append(self._hands.open(subject, load))
+            return opened[0]
+
+        try:
+            yield engine
+        finally:
+            for each in opened:
+                each.close()
+
+    def _save(self, target: Path, noise: Divergence | None) -> None:
+        walks.record(self._walking, self._base, lambda: self._alone(self._base))
+        base, load, around = self._base, self._job.load, self._job.around
+        origin = Origin(
+            set=self._job.corpus.name, model=base.name, label=base.label, sha256=base.sha256, vocabulary=base.vocabulary,
+            template=base.template, family=base.family, build=around.build, backend=around.backend, ubatch=load.ubatch or 0,
+            outputs=load.outputs, sequences=load.sequences, vocabulary_size=base.vocabulary_size,
+            image_tokens=load.image_tokens, bytes=base.bytes, bits_per_weight=base.bits_per_weight, quant=base.quant,
+            kv=base.kv, date=around.date, extra={"noise": asdict(noise) if noise else None},
+        )  # fmt: skip
+        lgref.write(target, origin, self._walking.samples, walks.records(self._walking, base))
+
+    def _result(self, each: Subject, *, exact: bool) -> Result:
+        if each.family != self._base.family:
+            why = f"its weights are {each.family or 'not QAT'}, the reference's {self._base.family or 'not QAT'}"
+            return Result(each, why_not=f"No divergence: {why}. Tasks compare them.")
+        tokens, items = walks.gathered(self._walking, self._key(each, exact=exact))
+        notes = () if each.template == self._base.template else ("Its chat template is another than the reference's.",)
+        return Result(
+            each,
+            overall=_divergence(tokens, items),
+            categories=_by_category(tokens, items, self._walking.samples),
+            positions=metrics.by_distance(tokens.kl, _distances(self._walking.samples)),
+            notes=notes,
+        )
+
+
+def _divergence(tokens: Tokens, items: Sequence[int] | np.ndarray) -> Divergence:
+    found = metrics.divergence(tokens, items)
+    return replace(found, kl=metrics.with_sampling(found.kl, found.sampled_error))
+
+
+def _by_category(tokens: Tokens, items: Sequence[int], samples: Sequence[Sample]) -> Mapping[str, Divergence]:
+    import numpy as np
+
+    of = np.array([samples[index].category for index in items])
+    names = dict.fromkeys(sample.category for sample in samples)
+    places = np.asarray(items)
+    return {name: _divergence(tokens.chosen(of == name), places[of == name]) for name in names}
+
+
+def _distances(samples: Sequence[Sample]) -> np.ndarray:
+    import numpy as np
+
+    return np.concatenate([np.arange(len(sample.targets)) for sample in samples])
+
+
+def other_ubatch(load: LoadOptions) -> LoadOptions:
+    """The same load with half the ubatch, in which pictures must still fit."""
+    half = max(16, (load.ubatch or 512) // 2)
+    if half < load.image_tokens:
+        half = (load.ubatch or 512) * 2
+    return replace(load, ubatch=half, outputs=min(load.outputs, half))
+
+
+def subject_of(opened: Reference) -> Subject:
+    """The subject that a reference file was made from."""
+    origin = opened.origin
+    return Subject(
+        label=origin.label, name=origin.model, quant=origin.quant, bytes=origin.bytes, sha256=origin.sha256,
+        bits_per_weight=origin.bits_per_weight, kv=origin.kv, family=origin.family, vocabulary=origin.vocabulary,
+        vocabulary_size=origin.vocabulary_size, template=origin.template,
+    )  # fmt: skip
+
+
+def divergence_from(record: object) -> Divergence | None:
+    """A divergence that was kept as JSON; None where there is none."""
+    if not isinstance(record, Mapping):
+        return None
+    values = dict(record)
+    for name in ("kl", "same_top", "ratio"):
+        values[name] = Interval(**values[name])
+    return Divergence(**values)
