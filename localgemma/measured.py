@@ -58,6 +58,7 @@ class Loss:
     sha256: str
     name: str
     quant: str
+    publisher: str
     kv: str
     kl: float
     low: float

@@ -320,7 +320,7 @@ def test_of_several_files_here_the_plan_takes_one_and_smaller_ones_follow(monkey
     names = ("Q4_K_M@unsloth", "Q8_0@unsloth", "UD-Q3_K_XL@unsloth", "UD-IQ3_XXS@unsloth")
     here = [replace(c, path=Path("x.gguf")) for c in candidates() if c.name.split(":")[1] in names]
     monkeypatch.setattr(prepare, "present", lambda found: [(c.variant, None) for c in here])
-    monkeypatch.setattr(prepare, "from_entry", lambda entry, headers: tuple(here))
+    monkeypatch.setattr(prepare, "from_entry", lambda entry, headers, losses: tuple(here))
     monkeypatch.setattr(prepare.probe, "machine", lambda: simulated((24 * GIB,), 64 * GIB))
     ranked = [str(name).split(":")[1] for name in prepare.ranked_here("gemma-4-31b")]
     assert ranked == ["Q4_K_M@unsloth", "UD-Q3_K_XL@unsloth", "UD-IQ3_XXS@unsloth"]

@@ -20,6 +20,7 @@ from localgemma.units import format_size
 CATEGORY_WORDS = {"long": "long documents", "non-latin": "non-Latin scripts", "tools": "tool calls",
                   "science": "mathematics and science"}  # fmt: skip
 PLAIN_KV = ("f16", "bf16", "f32")
+RAW = ", raw"  # the end of a set's name that was read as plain text
 MARKED = 1.5  # times the mean from which a category is named as the weakest
 
 
@@ -55,16 +56,22 @@ def sentences(comparison: Comparison, memory_limit: int) -> tuple[str, ...]:
 
 
 def losses(comparison: Comparison) -> tuple[Loss, ...]:
-    """What the planner may prefer over published figures: every candidate's mean KL with its conditions."""
+    """What the planner may prefer over published figures: every candidate's mean KL with its conditions.
+
+    Raw text says little about an instruction-tuned model, and too few items for an interval say little about anything.
+    """
     reference, c = comparison.reference.subject, comparison.conditions
+    if c.set.endswith(RAW):
+        return ()
     return tuple(
         Loss(
-            sha256=s.sha256, name=s.name, quant=s.quant, kv=s.kv, kl=d.kl.value, low=d.kl.low, high=d.kl.high,
-            reference=reference.label, reference_sha256=reference.sha256, family=s.family, set=c.set, positions=d.positions,
-            noise=c.noise.kl.value if c.noise else 0.0, build=c.build, date=c.date,
+            sha256=s.sha256, name=s.name, quant=s.quant, publisher=s.publisher, kv=s.kv, kl=d.kl.value, low=d.kl.low,
+            high=d.kl.high, reference=reference.label, reference_sha256=reference.sha256, family=s.family, set=c.set,
+            positions=d.positions, noise=c.noise.kl.value if c.noise else 0.0, build=c.build, date=c.date,
         )
         for result in comparison.results
-        if (d := result.overall) and (s := result.subject).family == reference.family and math.isfinite(d.kl.value)
+        if (d := result.overall) and (s := result.subject).family == reference.family
+        and all(math.isfinite(end) for end in (d.kl.low, d.kl.value, d.kl.high))
     )  # fmt: skip
 
 

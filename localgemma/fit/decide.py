@@ -37,9 +37,14 @@ def from_header(
     return Candidate(name or header.path.name, weights_of(header), known, projector, size, drafter, path=header.path)
 
 
-def from_entry(entry: Entry, headers: Callable[[Variant], Header | None] = lambda variant: None) -> tuple[Candidate, ...]:
-    """Every quantisation of a catalogue entry whose size is known; `headers` gives the headers that are at hand."""
-    places, found = standings(entry), []
+def from_entry(
+    entry: Entry, headers: Callable[[Variant], Header | None] = lambda variant: None, losses: Sequence[measured.Loss] = ()
+) -> tuple[Candidate, ...]:
+    """Every quantisation of a catalogue entry whose size is known.
+
+    `headers` gives the headers that are at hand, `losses` are what was compared here.
+    """
+    places, found = standings(entry, losses), []
     for variant in entry.variants:
         if variant.size is None or variant.name not in places:
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from localgemma import measured
 from localgemma.errors import LocalgemmaError
 from localgemma.files.catalog_records import Entry, Found, Variant
 from localgemma.fit import probe
@@ -19,7 +20,7 @@ def pick(found: Found) -> tuple[Variant, str]:
     if len(found.variants) == 1 or chosen.folder:
         return chosen, why
     allowed = {variant.name for variant in found.variants}
-    candidates = [candidate for candidate in from_entry(found.entry) if candidate.name in allowed]
+    candidates = [candidate for candidate in from_entry(found.entry, losses=measured.losses()) if candidate.name in allowed]
     if not candidates:
         return chosen, why
     try:
@@ -36,12 +37,12 @@ def fits(entries: Sequence[Entry]) -> dict[str, Way | None]:
 
     Compute buffers are those of a table, so this loads nothing; a plan asks llama.cpp. Raises LibraryError.
     """
-    machine = probe.machine()
+    machine, losses = probe.machine(), measured.losses()
     found: dict[str, Way | None] = {}
     for entry in entries:
         if all(variant.folder for variant in entry.variants):
             continue
         table = Table(tuple(gpu.backend for gpu in machine.gpus))
         planner = Planner(machine, table, Wishes(), rates_of(machine), entry)
-        found.update((candidate.name, planner.best([candidate])) for candidate in from_entry(entry))
+        found.update((candidate.name, planner.best([candidate])) for candidate in from_entry(entry, losses=losses))
     return found

@@ -61,7 +61,7 @@ def candidates_of(name: str | Path) -> tuple[tuple[Candidate, ...], Entry | None
         shown = entry.name if len(entry.variants) == 1 else here[0].name
         return (of_file(folder / here[0].text[0].path, folder / beside, shown, standing),), None
     names = {variant.name for variant in found.variants}
-    return tuple(c for c in from_entry(entry, header_here) if c.name in names), entry
+    return tuple(c for c in from_entry(entry, header_here, measured.losses()) if c.name in names), entry
 
 
 def ranked_here(name: str | Path) -> tuple[str | Path, ...]:
@@ -74,7 +74,7 @@ def ranked_here(name: str | Path) -> tuple[str | Path, ...]:
     try:
         found = catalog.load().find(name)
         names = {variant.name for variant, _ in present(found)}
-        candidates = [c for c in from_entry(found.entry, header_here) if c.name in names and c.path]
+        candidates = [c for c in from_entry(found.entry, header_here, measured.losses()) if c.name in names and c.path]
         if len(candidates) < 2:
             return (name,)
         machine = probe.machine()

@@ -2,16 +2,19 @@
 
 One measure is the scale: the one that rated most of a model's quantisations. What it did not rate has no figure. To be
 chosen at all it needs a place, and gets the least favourable one that its size allows: a little better than the next
-smaller file that was measured, and below all of them where none is smaller.
+smaller file that was measured, and below all of them where none is smaller. What was compared on this machine goes before
+what was published, and is a scale of its own (own.py).
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from localgemma.files.catalog_records import Entry, Measure, Quality, Variant
+from localgemma.fit.own import own, words
+from localgemma.measured import Loss
 
 A_BIT = 0.06  # a place's advantage a bit a weight: enough to order, too little to outweigh a measured difference
 A_STEP = 0.75  # bits a weight that make a file a step larger; below it, the measured one is preferred
@@ -41,22 +44,56 @@ def scale_of(entry: Entry) -> Measure | None:
     return next(q.measure for v in entry.variants for q in v.quality if q.measure.name == name)
 
 
-def standings(entry: Entry) -> dict[str, Standing]:
-    """The place of every variant whose size is known, by the variant's name."""
+@dataclass(frozen=True, slots=True)
+class _Rated:
+    """A measured file: its size, its place, and its figure in words."""
+
+    bits: float
+    place: float
+    variant: Variant
+    told: str
+
+
+def standings(entry: Entry, losses: Sequence[Loss] = ()) -> dict[str, Standing]:
+    """The place of every variant whose size is known, by its name; `losses` measured here go before what was published."""
     scale = scale_of(entry)
-    rated: list[tuple[float, float, Variant, Quality]] = []
+    rated = [
+        _Rated(variant.bits_per_weight, figure.value, variant, f"{figure.value:g}")
+        for variant in entry.variants
+        for figure in variant.quality
+        if scale and figure.measure == scale and variant.bits_per_weight
+    ]
+    places = _places(entry, scale, rated)
+    here = own(entry, losses, {item.variant.name: item.place for item in rated}, {n: s.place for n, s in places.items()})
+    if here is None:
+        return places
+    rated = [item for item in rated if item.variant.name not in here.losses]
     for variant in entry.variants:
-        for figure in variant.quality:
-            if scale and figure.measure == scale and variant.bits_per_weight:
-                rated.append((variant.bits_per_weight, figure.value, variant, figure))
+        if variant.name in here.losses and variant.bits_per_weight:
+            told = words(here.losses[variant.name])
+            rated.append(_Rated(variant.bits_per_weight, here.place(variant.name), variant, told))
+    places = _places(entry, scale, rated)
+    for variant in entry.variants:
+        if variant.name in here.losses and variant.name in places:
+            standing = Standing(
+                here.place(variant.name), here.figure(variant.name), here.reason(variant.name, variant.quality)
+            )
+            places[variant.name] = standing
+        elif (known := places.get(variant.name)) and known.figure:
+            places[variant.name] = replace(known, reason=f"{known.reason}, another scale than what was measured here")
+    return places
+
+
+def _places(entry: Entry, scale: Measure | None, rated: Sequence[_Rated]) -> dict[str, Standing]:
+    """Places on the published scale, with `rated` as what is known of it."""
     places: dict[str, Standing] = {}
     for variant in entry.variants:
         bits = variant.bits_per_weight
         if bits is None:
             continue
-        own = next((figure for _, _, other, figure in rated if other.name == variant.name), None)
-        if own:
-            places[variant.name] = Standing(own.value, own, f"{own.value:g} by {own.measure.title}")
+        figure = next((figure for figure in variant.quality if figure.measure == scale), None)
+        if figure:
+            places[variant.name] = Standing(figure.value, figure, f"{figure.value:g} by {figure.measure.title}")
         elif variant.quant in ("BF16", "F32") and not variant.qat:
             places[variant.name] = Standing(0.0, None, "the full weights, which the others are measured against")
         elif variant.qat:
@@ -66,29 +103,28 @@ def standings(entry: Entry) -> dict[str, Standing]:
     return places
 
 
-Rated = Sequence[tuple[float, float, Variant, Quality]]
-
-
-def _trained(variant: Variant, bits: float, rated: Rated) -> Standing:
+def _trained(variant: Variant, bits: float, rated: Sequence[_Rated]) -> Standing:
     """Quantisation-aware training: measured against another reference only, so it has the place of the usual 4 bits."""
-    usual = [value for _, value, other, _ in rated if other.quant == "Q4_K_M"]
+    usual = [item.place for item in rated if item.variant.quant == "Q4_K_M"]
     place = min(usual) - TRAINED if usual else 0.0
     told = f"; {variant.quality[0].value:g} by {variant.quality[0].measure.title}, another scale" if variant.quality else ""
     return Standing(place + (5 - bits) / 1000, None, f"trained to be held in 4 bits, placed beside Q4_K_M{told}")
 
 
-def _unmeasured(variant: Variant, bits: float, rated: Rated) -> Standing:
-    smaller = [(other_bits, value, other) for other_bits, value, other, _ in rated if other_bits <= bits + SAME]
+def _unmeasured(variant: Variant, bits: float, rated: Sequence[_Rated]) -> Standing:
+    smaller = [item for item in rated if item.bits <= bits + SAME]
     if smaller:
-        other_bits, value, other = min(smaller, key=lambda item: (item[1], -item[0]))
-        more = bits - other_bits
-        place = value - A_BIT * more if more >= A_STEP else value + UNMEASURED
+        near = min(smaller, key=lambda item: (item.place, -item.bits))
+        more = bits - near.bits
+        place = near.place - A_BIT * more if more >= A_STEP else near.place + UNMEASURED
         what = "larger than" if more > SAME else "of the size of"
-        return Standing(place, None, f"not measured; {what} {other.quant}@{other.publisher}, which has {value:g}")
+        return Standing(
+            place, None, f"not measured; {what} {near.variant.quant}@{near.variant.publisher}, which has {near.told}"
+        )
     if not rated:
         return Standing(-A_BIT * bits, None, "not measured")
-    floor = min(other_bits for other_bits, *_ in rated)
-    worst = max(value for _, value, *_ in rated)
+    floor = min(item.bits for item in rated)
+    worst = max(item.place for item in rated)
     told = variant.quality[0] if variant.quality else None
     place = worst + BELOW * (floor - bits) + (0.0 if told else BELOW)
     note = f"{told.value:g} by {told.measure.title}" if told else "nothing is published about it"
