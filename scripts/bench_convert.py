@@ -1,10 +1,12 @@
 """Speed and memory of `localgemma convert` on a slice of the 31B's shape: six layers, five shards, about 8 GB.
 
     python scripts/bench_convert.py [--folder DIR] [--types bf16,q8_0] [--reference PYTHON CONVERT_HF_TO_GGUF] [--layers N]
+                                    [--repeat N] [--cold]
 
 Makes random weights in DIR (default: a temporary folder), converts them, copies them with `cp` for comparison, runs
-llama.cpp's own script where it is given, and deletes everything. Times are wall-clock from start to exit of the process;
-memory is the peak resident set of the process. The last line is one JSON document. Linux only.
+llama.cpp's own script where it is given, in rounds in which each has its turn, and deletes everything. Times are wall-clock
+from start to exit of the process (ours ends when the file is on the disk, as `cp, sync` does, and plain `cp` does not); memory
+is the peak resident set of the process. The last line is one JSON document. Linux only.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import statistics
 import struct
 import subprocess
 import sys
@@ -122,14 +125,23 @@ def run(command: Sequence[str | Path]) -> tuple[float, float]:
     return time.perf_counter() - start, used.ru_maxrss / 1024
 
 
-def settle() -> None:
-    """Let the disk finish what was written before."""
+def settle(model: Path, *, cold: bool) -> None:
+    """Let the disk finish what was written before, then have the source in the page cache, or out of it."""
     os.sync()
-    time.sleep(2)
+    for path in sorted(model.iterdir()):
+        with path.open("rb", buffering=0) as stream:
+            if cold:
+                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            else:
+                buffer = bytearray(16 << 20)
+                while stream.readinto(buffer):
+                    pass
 
 
-def measure(folder: Path, types: Sequence[str], reference: Sequence[str], repeat: int) -> dict[str, dict[str, float]]:
-    """Seconds and MiB of `cp`, of ours and of the reference."""
+def measure(
+    folder: Path, types: Sequence[str], reference: Sequence[str], repeat: int, *, cold: bool
+) -> dict[str, dict[str, float]]:
+    """Seconds and MiB of `cp`, of ours and of the reference: rounds in which each has its turn; the medians."""
     model, out = folder / "model", folder / "out"
     jobs: dict[str, list[str | Path]] = {
         "cp": ["cp", "-r", model, out],
@@ -139,16 +151,22 @@ def measure(folder: Path, types: Sequence[str], reference: Sequence[str], repeat
         jobs[f"convert {kind}"] = [sys.executable, "-m", "localgemma", "convert", model, "-o", out, "--type", kind]
         if reference:
             jobs[f"reference {kind}"] = [*reference, model, "--outfile", out, "--outtype", kind]
-    results: dict[str, dict[str, float]] = {}
-    for name, job in jobs.items():
-        runs = []
-        for _ in range(1 if name.startswith("reference") else repeat):
-            settle()
-            runs.append(run(job))
+    runs: dict[str, list[tuple[float, float]]] = {name: [] for name in jobs}
+    for turn in range(repeat):
+        for name, job in jobs.items():
+            settle(model, cold=cold)
+            runs[name].append(run(job))
             shutil.rmtree(out) if out.is_dir() else out.unlink()
-        seconds, memory = sorted(runs)[len(runs) // 2]
+            seconds, memory = runs[name][-1]
+            print(f"round {turn + 1}  {name:16} {seconds:8.2f} s {memory:9,.0f} MiB", flush=True)
+    results: dict[str, dict[str, float]] = {}
+    for name, found in runs.items():
+        seconds, memory = statistics.median(one for one, _ in found), max(one for _, one in found)
         results[name] = {"seconds": round(seconds, 2), "MiB": round(memory, 1)}
-        print(f"{name:16} {seconds:8.2f} s {memory:9,.0f} MiB", flush=True)
+    for kind in types:
+        mine = results[f"convert {kind}"]["seconds"]
+        beside = {name: round(one["seconds"] / mine, 2) for name, one in results.items() if name[:2] == "cp" or kind in name}
+        print(f"{kind}: {mine:.2f} s; as many times as long: {beside}", flush=True)
     return results
 
 
@@ -160,6 +178,7 @@ def main() -> None:
     parser.add_argument("--reference", nargs=2, default=[], metavar=("PYTHON", "SCRIPT"))
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--cold", action="store_true", help="without the source in the page cache")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=given.folder) as name:
         folder = Path(name)
@@ -167,7 +186,7 @@ def main() -> None:
         with multiprocessing.get_context("spawn").Pool(1) as pool:  # a child inherits its parent's peak memory
             size = pool.apply(make, (folder / "model", given.layers))
         print(f"{size / 1e9:.2f} GB in {SHARDS} shards", flush=True)
-        results = measure(folder, given.types.split(","), given.reference, given.repeat)
+        results = measure(folder, given.types.split(","), given.reference, given.repeat, cold=given.cold)
     print(json.dumps({"bytes": size, **results}))
 
 

@@ -127,9 +127,10 @@ def _choose_part(config: Config, part: str | None) -> Part:
     names = config.get("architectures")
     name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else "none"
     known = {"text": text.HF_ARCHITECTURES, "vision": vision.HF_ARCHITECTURES, "drafter": drafter.HF_ARCHITECTURES}
-    chosen = part or next((each for each, architectures in known.items() if name in architectures), None)
-    if chosen is None:
+    usual = next((each for each, architectures in known.items() if name in architectures), None)
+    if usual is None:
         raise BadModelFile(f"config.json is of a model of architecture {name[:64]!r}, not a Gemma 4.", UNSUPPORTED)
+    chosen = part or usual
     if chosen not in PARTS:
         raise UsageError(f"There is no part {chosen[:40]!r}.", f"It takes {', '.join(PARTS)}.")
     if name not in known[chosen] or (chosen == "vision" and config.get("vision_config") is None):

@@ -82,7 +82,7 @@ def read_shape(config: Config, *, drafter: bool = False) -> Shape:
     if drafter:
         shared = shared or len(sliding)
     if shared != (len(sliding) if drafter else 0):
-        raise config.bad("num_kv_shared_layers", f"{len(sliding) if drafter else 0} for this kind of model")
+        raise config.bad("num_kv_shared_layers", f"{len(sliding) if drafter else 0}, as in the dense models,")
     softcap = config.get("final_logit_softcapping")
     return Shape(
         sliding=sliding,
