@@ -1,9 +1,9 @@
-"""Bad input at the command line: what `localgemma convert`, `quantize` and `imatrix` say, with which code, and what they leave.
+"""Bad input at the command line: what `localgemma convert`, `quantize` and `imatrix` say, the exit code, and what is left.
 
     python scripts/check_bad_make.py [--only WORD]
 
-Every damaged checkpoint of tests/test_convert.py and every wrong command for a quantisation or an imatrix is run as a process of
-its own; a disk that is full is a small tmpfs (Linux, as root). Prints one line a case, then one JSON line.
+Every damaged checkpoint of tests/test_convert.py and every wrong command for a quantisation or an imatrix is run as a
+process of its own; a disk that is full is a small tmpfs (Linux, as root). Prints one line a case, then one JSON line.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
-import struct
 import subprocess
 import sys
 import tempfile
@@ -59,7 +57,7 @@ def commands(work: Path) -> dict[str, Callable[[], Prepared]]:
     llama = work / "llama.gguf"
     llama.write_bytes(model.read_bytes().replace(b"gemma4", b"gemmaX"))
     (work / "words.txt").write_text("no recipe at all")
-    (work / "data.jsonl").write_text('{"messages": [{"role": "user"}]}\n')
+    (work / "data.jsonl").write_text('{"messages": []}\n')
     (work / "out").mkdir()
     out = str(work / "out" / "x.gguf")
 
@@ -110,7 +108,7 @@ def judge(name: str, prepared: Prepared) -> dict[str, object]:
     words, folder = prepared
     before = sorted(path.name for path in folder.iterdir())
     code, lines = localgemma(*words)
-    left = sorted(set(path.name for path in folder.iterdir()) - set(before))
+    left = sorted({path.name for path in folder.iterdir()} - set(before))
     good = code in ALLOWED and len(lines) == 1 and "Traceback" not in lines[0] and not left
     said = " | ".join(lines)
     print(f"{'ok  ' if good else 'FAIL'} {code} {name}: {said}{f' LEFT {left}' if left else ''}", flush=True)
@@ -118,15 +116,16 @@ def judge(name: str, prepared: Prepared) -> dict[str, object]:
 
 
 def full_disks() -> list[dict[str, object]]:
-    """A disk that is too small from the start, and one that another program fills while the file is written."""
+    """A disk that is too small."""
     rows = []
     with tempfile.TemporaryDirectory() as name, small_disk(80) as disk:
         work = Path(name)
         checkpoint = write_checkpoint("model", work / NAMES["model"])
         model = write_model(work / "tiny-F16.gguf", layers=24, width=768)
         (disk / "filler").write_bytes(bytes(int(15.5 * 2**20)))
-        rows.append(judge("convert: disk full", (["convert", str(checkpoint), "-o", str(disk / "x.gguf"), "--type", "f32"], disk)))
-        rows.append(judge("quantize: disk full", (["quantize", str(model), str(disk / "y.gguf"), "--type", "Q8_0"], disk)))
+        target = str(disk / "x.gguf")
+        rows.append(judge("convert: disk full", (["convert", str(checkpoint), "-o", target, "--type", "f32"], disk)))
+        rows.append(judge("quantize: disk full", (["quantize", str(model), target, "--type", "Q8_0"], disk)))
     return rows
 
 
@@ -153,7 +152,8 @@ def main() -> None:
                 rows.append(judge(title, prepare()))
     if given.only in "disk full" and sys.platform == "linux" and os.geteuid() == 0:
         rows += full_disks()
-    print(json.dumps({"cases": len(rows), "good": sum(bool(row["good"]) for row in rows), "bad": [r for r in rows if not r["good"]]}))
+    bad = [row for row in rows if not row["good"]]
+    print(json.dumps({"cases": len(rows), "good": len(rows) - len(bad), "bad": bad}))
 
 
 if __name__ == "__main__":

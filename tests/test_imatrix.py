@@ -21,8 +21,9 @@ from localgemma.engine import CancelToken, Prompt
 from localgemma.errors import BackendError, BadConversation, BadModelFile, Cancelled, UsageError
 from localgemma.files.header import read_header
 from localgemma.llamacpp.imatrix import Observed
-from localgemma.make import calibration, imatrix
+from localgemma.make import calibration, imatrix, quantize
 from localgemma.make.imatrix import Entry, Imatrix
+from localgemma.make.quantize import Wish
 from localgemma.options import LoadOptions
 
 pytest.importorskip("llama_cpp")
@@ -39,13 +40,20 @@ def sample_text(count: int = 2600) -> str:
     return " ".join(chooser.choice(WORDS) for _ in range(count))
 
 
-def collect(text: str) -> Imatrix:
-    return calibration.collect(DEMO / "text.gguf", None, [text], LOAD, datasets=["sample.txt"])
+def collect(text: str, model: Path = DEMO / "text.gguf") -> Imatrix:
+    return calibration.collect(model, None, [text], LOAD, datasets=["sample.txt"])
+
+
+def exact(folder: Path) -> Path:
+    """The demo model in F32: sums of a quantised one differ by 1e-3 from processor to processor."""
+    plan = quantize.make_plan(DEMO / "text.gguf", Wish("F32", requantize=True))
+    quantize.run_plan(plan, folder / "demo-F32.gguf")
+    return folder / "demo-F32.gguf"
 
 
 @pytest.fixture(scope="module")
-def demo() -> Imatrix:
-    return collect(sample_text())
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Imatrix:
+    return collect(sample_text(), exact(tmp_path_factory.mktemp("demo")))
 
 
 def test_the_values_are_llama_imatrix_s(demo: Imatrix) -> None:
@@ -326,6 +334,7 @@ def test_saved_chats_are_data(tmp_path: Path) -> None:
     from localgemma.messages import Message, TextPart
 
     said = (Message("user", (TextPart("Capital of Ruta?"),)), Message("assistant", (TextPart("Kima"),)))
-    record.write(tmp_path / "talk", record.Record(said, system="Be brief."))
+    record.write(tmp_path / "talk", record.Record(said, system="Be brief.", tools=(TOOL,)))
     (prompt,) = read_pieces([str(tmp_path / "talk")])
     assert str(prompt).endswith("Kima<turn|>\n") and "Be brief." in str(prompt)
+    assert f"<|tool>declaration:{TOOL['function']['name']}" in str(prompt)

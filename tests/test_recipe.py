@@ -133,6 +133,10 @@ def test_too_small_a_size_is_said(table: Table, source: Path) -> None:
     with pytest.raises(UsageError, match="No recipe of demo-F16") as caught:
         recipe.plan_for_size(source, table, 1 << 20, Wish(""))
     assert "imatrix" in caught.value.hint
+    with pytest.raises(UsageError) as before:
+        recipe.check_budget(source, sensitivity.quantisable(source), 1 << 20, Wish(""))
+    assert str(before.value) == str(caught.value)
+    recipe.check_budget(source, sensitivity.quantisable(source), int(source.stat().st_size * 0.3), Wish(""))
 
 
 sizes = st.integers(1, 40).map(lambda n: 32 * n)

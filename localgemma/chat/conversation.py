@@ -130,13 +130,13 @@ class Conversation:
     def clear(self) -> None:
         """Forget every turn; the system message and the options stay."""
         self._idle()
-        self._history.clear()
-        self._start, self.last = 0, None
+        self._history, self._start, self.last = [], 0, None
         self._kept()
 
     def snapshot(self) -> record.Record:
         """What of this conversation is kept on disk."""
-        return record.Record(self.history, self.system, self.options, self.sampling, self.engine.info.model)
+        given, model = (self.history, self.system, self.options, self.sampling), self.engine.info.model
+        return record.Record(*given, model, tools=tuple(tool.declaration for tool in self.toolbox.tools))
 
     def save(self, folder: Path | str) -> None:
         """Save into a folder: `chat.json`, its pictures beside it. Raises DiskError, and UsageError where it is in use."""

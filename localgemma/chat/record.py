@@ -29,7 +29,7 @@ _Options = TypeVar("_Options", ChatOptions, Sampling)
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What is kept of a conversation. Times are ISO 8601, UTC; `model` is the name it was opened by."""
+    """What is kept of a conversation: `tools` are their declarations. Times are ISO 8601, UTC; `model` is its name."""
 
     messages: tuple[Message, ...] = ()
     system: str | None = None
@@ -38,6 +38,7 @@ class Record:
     model: str = ""
     created: str = ""
     updated: str = ""
+    tools: tuple[Mapping[str, Any], ...] = ()
 
 
 @contextmanager
@@ -119,6 +120,7 @@ def as_json(record: Record) -> dict[str, Any]:
         "system": record.system,
         "options": _changed(record.options, ChatOptions()),
         "sampling": _changed(record.sampling, Sampling()),
+        **({"tools": list(record.tools)} if record.tools else {}),
         "messages": [_message(message) for message in record.messages],
     }
 
@@ -222,6 +224,7 @@ def _parsed(data: Any, shelf: _Shelf) -> Record:
         _options(ChatOptions(), data.get("options", {})),
         _options(Sampling(), data.get("sampling", {})),
         *(_text(data.get(name, "")) for name in ("model", "created", "updated")),
+        tuple(dict(tool) for tool in data.get("tools", ())),
     )
 
 

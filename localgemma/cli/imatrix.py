@@ -111,7 +111,8 @@ def read_pieces(files: Sequence[str]) -> list[Piece]:
         if (path / record.FILE).is_file():
             saved, _ = record.read(path)
             system: list[Any] = [{"role": "system", "content": saved.system}] if saved.system else []
-            pieces.append(data.finished([*system, *saved.messages], thinking=saved.options.thinking))
+            messages, thinking = [*system, *saved.messages], saved.options.thinking
+            pieces.append(data.finished(messages, tools=saved.tools, thinking=thinking))
         else:
             pieces += data.read_pieces(path)
     return pieces

@@ -54,6 +54,7 @@ def plan_of_size(
     if measuring.table is not None and measuring.table.exists():
         table = sensitivity.read_table(measuring.table, weights)
         return recipe.plan_for_size(source, table, budget, wish)
+    recipe.check_budget(source, weights, budget, wish)
     kept = measuring.table or (beside(target, TABLE) if target else None)
     if target is not None:
         whole.check_target(source, target, budget, replace=force)
@@ -67,10 +68,12 @@ def plan_of_size(
 
 
 def _measured(source: Path, wish: Wish, measuring: Measuring, output: Output) -> Table:
+    from localgemma.files.header import read_header
     from localgemma.make import sensitivity
 
     pieces = read_pieces(measuring.data or [str(SAMPLE)])
-    loading = Loading(_CONTEXT, measuring.gpu_layers, wish.threads or None)
+    trained = read_header(source).number("gemma4.context_length") or _CONTEXT
+    loading = Loading(min(_CONTEXT, trained), measuring.gpu_layers, wish.threads or None)
     settings = sensitivity.Settings(load=loading.options(source, None))
     if measuring.bands is not None:
         settings = replace(settings, bands=measuring.bands)

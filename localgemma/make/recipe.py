@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from localgemma.errors import BackendError, DiskError, NotFound, UsageError
+from localgemma.make import imatrix as matrices
 from localgemma.make import quantize, types, whole
-from localgemma.make.quantize import Plan, Wish
-from localgemma.make.sensitivity import Choice, Table
+from localgemma.make.quantize import Plan, Planned, Wish
+from localgemma.make.sensitivity import Choice, Table, choices
 from localgemma.units import format_size
 
 Pairs = tuple[tuple[str, int], ...]  # (regular expression on the name, ggml type); the first match counts
@@ -27,15 +28,32 @@ def plan_for_size(source: Path, table: Table, budget: int, wish: Wish) -> Plan:
 
     `wish` gives the imatrix and the threads. UsageError where no recipe is that small.
     """
-    fixed = quantize.bytes_beside(source, wish, table.keys())
-    least = fixed + sum(quantize.padded(min(one.nbytes for one in row)) for row in table.values())
-    if least > budget:
-        hint = "Give a larger size" + ("." if wish.imatrix else ", or an imatrix with --imatrix, which allows smaller types.")
-        raise UsageError(f"No recipe of {source.name} is below {format_size(least)} ({least:,} bytes).", hint)
+    sizes = {name: min(one.nbytes for one in row) for name, row in table.items()}
+    fixed = _check_least(source, sizes, budget, wish)
     plan = quantize.make_plan(source, with_recipe(wish, exact(choose(table, budget - fixed)), source))
     if plan.size > budget:
         raise BackendError(f"The recipe gives {plan.size:,} bytes, and {budget:,} were allowed.")
     return plan
+
+
+def check_budget(source: Path, weights: Sequence[Planned], budget: int, wish: Wish) -> None:
+    """UsageError, before anything is measured, where no recipe is that small."""
+    known = matrices.read(wish.imatrix).entries if wish.imatrix else {}
+    sizes = {}
+    for weight in weights:
+        numbers = [*choices(weight, known), weight.before]
+        sizes[weight.name] = min(types.nbytes(weight.shape, number) for number in numbers)
+    _check_least(source, sizes, budget, wish)
+
+
+def _check_least(source: Path, sizes: Mapping[str, int], budget: int, wish: Wish) -> int:
+    """Bytes of the file besides these weights; UsageError where they are too large at their smallest."""
+    fixed = quantize.bytes_beside(source, wish, sizes.keys())
+    least = fixed + sum(map(quantize.padded, sizes.values()))
+    if least > budget:
+        hint = "Give a larger size" + ("." if wish.imatrix else ", or an imatrix with --imatrix, which allows smaller types.")
+        raise UsageError(f"No recipe of {source.name} is below {format_size(least)} ({least:,} bytes).", hint)
+    return fixed
 
 
 def choose(table: Table, budget: int) -> dict[str, int]:

@@ -6,7 +6,7 @@ import csv
 import math
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,8 +114,8 @@ def grouped(weights: Iterable[Planned], bands: int) -> list[list[Planned]]:
     return [groups[key] for key in sorted(groups)]
 
 
-def choices(weight: Planned, importance: Mapping[str, np.ndarray]) -> list[int]:
-    """The types that a weight could have: those whose blocks divide its rows and that have the imatrix they need."""
+def choices(weight: Planned, importance: Collection[str]) -> list[int]:
+    """The types that a weight could have: whose blocks divide its rows, and which need no imatrix or find its name in it."""
     numbers = [types.TENSOR_TYPES[name] for name in CANDIDATES]
     fit = [number for number in numbers if weight.shape[0] % TYPE_SIZES[number][0] == 0]
     return [number for number in fit if number not in types.NEED_IMATRIX or weight.name in importance]

@@ -1,4 +1,4 @@
-"""Writes tests/data/imatrix.npz: what llama-imatrix finds for the demo model and the tests' text (every eighth column).
+"""Writes tests/data/imatrix.npz: what llama-imatrix finds for the demo model in F32 and the tests' text (every eighth column).
 
 python tests/reference/make_imatrix.py PATH/TO/llama-imatrix
 """
@@ -15,7 +15,7 @@ import numpy as np
 TESTS = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
-from test_imatrix import DATA, DEMO, STEP, sample_text  # noqa: E402
+from test_imatrix import DATA, STEP, exact, sample_text  # noqa: E402
 
 from localgemma.make import imatrix  # noqa: E402
 
@@ -25,7 +25,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "sample.txt").write_text(sample_text())
-        command = [sys.argv[1], "-m", str(DEMO / "text.gguf"), "-f", "sample.txt", "-o", "out.gguf", "-t", "1", "-ngl", "0"]
+        command = [sys.argv[1], "-m", str(exact(folder)), "-f", "sample.txt", "-o", "out.gguf", "-t", "1", "-ngl", "0"]
         subprocess.run(command, cwd=folder, check=True, capture_output=True)
         found = imatrix.read(folder / "out.gguf")
     values = {name: entry.sums[0, ::STEP].astype(np.float32) for name, entry in found.entries.items()}
