@@ -42,9 +42,7 @@ def chats(path: Path) -> list[calibration.Piece]:
         if record.get("images"):
             continue
         messages = [*record["messages"], *([answer] if said else [])]
-        pieces.append(
-            finished(messages, tools=record.get("tools") or (), thinking=bool(record.get("enable_thinking")))
-        )
+        pieces.append(finished(messages, tools=record.get("tools") or (), thinking=bool(record.get("enable_thinking"))))
     return pieces
 
 

@@ -328,13 +328,15 @@ def test_pictures_need_a_projector_and_must_be_pictures(tmp_path: Path) -> None:
         assert ran.exit_code in (2, 3) and says in ran.stderr
 
 
-def test_saved_chats_are_data(tmp_path: Path) -> None:
-    from localgemma.chat import record
+def test_saved_chats_are_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from localgemma.chat import record, sessions
     from localgemma.cli.imatrix import read_pieces
     from localgemma.messages import Message, TextPart
 
     said = (Message("user", (TextPart("Capital of Ruta?"),)), Message("assistant", (TextPart("Kima"),)))
     record.write(tmp_path / "talk", record.Record(said, system="Be brief.", tools=(TOOL,)))
     (prompt,) = read_pieces([str(tmp_path / "talk")])
+    monkeypatch.setattr(sessions, "home", lambda: tmp_path)
+    assert read_pieces(["talk"]) == [prompt]
     assert str(prompt).endswith("Kima<turn|>\n") and "Be brief." in str(prompt)
     assert f"<|tool>declaration:{TOOL['function']['name']}" in str(prompt)

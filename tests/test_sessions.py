@@ -109,7 +109,13 @@ def test_what_comes_back_is_what_was_saved(
     folder = tmp_path_factory.mktemp("chat")
     sampling = Sampling(seed=3, stop=("x",), logit_bias={5: -1.0}) if bias else Sampling()
     wanted = record.Record(
-        tuple(messages), system, ChatOptions(thinking=thinking), sampling, "demo", "2026-01-01T00:00:00+00:00"
+        tuple(messages),
+        system,
+        ChatOptions(thinking=thinking),
+        sampling,
+        "demo",
+        "2026-01-01T00:00:00+00:00",
+        tools=({"type": "function", "function": {"name": "clock"}},) if thinking else (),
     )
     record.write(folder, wanted)
     found, lost = record.read(folder)
@@ -181,7 +187,7 @@ def test_a_lost_picture_is_said_and_the_chat_goes_on(tmp_path: Path, damage: str
         '{"format": 1, "messages": [], "options": {"nonsense": 1}}',
         '{"format": 1, "messages": [], "options": {"overflow": 1}}',
         '{"format": 1, "messages": [], "sampling": {"temperature": "hot"}}', '{"format": 1, "messages": [], "system": 5}',
-        "[" * 100_000,
+        '{"format": 1, "messages": [], "tools": [7]}', "[" * 100_000,
     ],
 )  # fmt: skip
 def test_a_damaged_chat_is_one_sentence(tmp_path: Path, text: str) -> None:
@@ -289,6 +295,18 @@ def test_a_nameless_chat_is_saved_at_its_first_turn_and_listed(home: Path) -> No
     assert [message.text for message in sessions.read(first).messages] == ["one", "Yes.", "more", "Yes."]
     sessions.remove(first)
     assert sessions.names() == [second] and not (home / first).exists()
+
+
+def test_a_chat_keeps_the_tools_that_it_had(home: Path) -> None:
+    clock = {"type": "function", "function": {"name": "clock", "description": "Tells the time."}}
+    for tools in ([clock], []):
+        with sessions.Session("talk") as kept:
+            chat = Conversation(FakeEngine(["Yes."]), tools=tools)
+            if kept.exists:
+                kept.restore(chat)
+            chat.ask("Hello?")
+            kept.save(chat)
+        assert sessions.read("talk").tools == (clock,)
 
 
 def test_a_named_chat_without_a_turn_leaves_nothing(home: Path) -> None:

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from localgemma.chat.functions import as_tools
 from localgemma.errors import BadConversation, DiskError, LocalgemmaError, NotFound, UsageError
 from localgemma.gemma4 import vision
 from localgemma.messages import ImagePart, Message, Part, Pixels, TextPart, ToolCall, VideoPart
@@ -223,8 +224,10 @@ def _parsed(data: Any, shelf: _Shelf) -> Record:
         None if system is None else _text(system),
         _options(ChatOptions(), data.get("options", {})),
         _options(Sampling(), data.get("sampling", {})),
-        *(_text(data.get(name, "")) for name in ("model", "created", "updated")),
-        tuple(dict(tool) for tool in data.get("tools", ())),
+        _text(data.get("model", "")),
+        _text(data.get("created", "")),
+        _text(data.get("updated", "")),
+        tuple(tool.declaration for tool in as_tools(data.get("tools", ()))),
     )
 
 

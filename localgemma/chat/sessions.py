@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from localgemma import settings
 from localgemma.chat import record
@@ -50,12 +51,15 @@ class Session:
         self._held = ExitStack()
         self._folder: Path | None = None
         self.model = ""
+        self._tools: tuple[Mapping[str, Any], ...] = ()
         if name is not None:
             self._folder = _folder(name)
             self._held.enter_context(record.held(self._folder))
             _sweep(self._folder)
             try:
-                self.model = record.read(self._folder, pictures=False)[0].model if self.exists else ""
+                if self.exists:
+                    saved = record.read(self._folder, pictures=False)[0]
+                    self.model, self._tools = saved.model, saved.tools
             except BaseException:
                 self.close()
                 raise
@@ -75,8 +79,10 @@ class Session:
         chat.load(self._place())
 
     def save(self, chat: Conversation) -> None:
-        """Save the conversation as it stands. Raises DiskError."""
-        record.write(self._place(), replace(chat.snapshot(), model=self.model or chat.engine.info.model))
+        """Save the conversation as it stands; without tools of its own, with those that it had. Raises DiskError."""
+        kept = chat.snapshot()
+        model, self._tools = self.model or chat.engine.info.model, kept.tools or self._tools
+        record.write(self._place(), replace(kept, model=model, tools=self._tools))
 
     def save_state(self, chat: Conversation) -> int:
         """Save the engine's state too; its bytes, 0 where there is nothing to save. Raises DiskError."""

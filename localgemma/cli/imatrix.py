@@ -28,7 +28,9 @@ CONTEXT = 4096  # tokens of a chat that are read; what is longer is cut
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("names", metavar="MODEL [FILE]...", nargs=-1, required=True)
 @click.option("-o", "--output", "target", metavar="FILE", type=_PATH, help="The imatrix to write.")
-@click.option("--data", multiple=True, metavar="FILE", help="Text, chats (.jsonl) or a saved chat's folder; repeatable.")
+@click.option(
+    "--data", multiple=True, metavar="FILE", help="Text, chats (.jsonl), or a saved chat by name or folder; repeatable."
+)
 @click.option("--merge", is_flag=True, help="Add up the imatrix files named instead of a model.")
 @click.option("--stats", is_flag=True, help="Describe the imatrix file named instead of a model.")
 @click.option("--mmproj", metavar="FILE", type=_PATH, help="Projector for the pictures; default: the model's own.")
@@ -103,11 +105,13 @@ def find_model(name: str) -> Local:
 
 def read_pieces(files: Sequence[str]) -> list[Piece]:
     """The data of all files and saved chats in order; UsageError, NotFound, DiskError, BadMedia."""
-    from localgemma.chat import data, record
+    from localgemma.chat import data, record, sessions
 
     pieces: list[Piece] = []
     for name in files:
         path = Path(name).expanduser()
+        if not path.exists() and path.name == name and (sessions.home() / name / record.FILE).is_file():
+            path = sessions.home() / name
         if (path / record.FILE).is_file():
             saved, _ = record.read(path)
             system: list[Any] = [{"role": "system", "content": saved.system}] if saved.system else []
