@@ -262,6 +262,17 @@ class StateInfo:
 
 
 @runtime_checkable
+class DraftsTokens(Engine, Protocol):
+    """What an engine can do that may have a drafter; `isinstance(engine, DraftsTokens)` asks for it."""
+
+    drafting: bool  # whether the drafter may be used; False without one
+
+    def drop_drafter(self) -> None:
+        """Free the drafter for good."""
+        ...
+
+
+@runtime_checkable
 class KeepsState(Protocol):
     """What an engine can do that saves what it has evaluated; `isinstance(engine, KeepsState)` asks for it."""
 

@@ -36,11 +36,15 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """`rates` are bytes of weights a second by `device:ggml type id`, `driver` bytes by device, `program` bytes of RAM."""
+    """`rates` are bytes of weights a second by `device:ggml type id`, `driver` bytes by device, `program` bytes of RAM.
+
+    `drafts` are how many times faster a drafter made decoding, by model, drafter and placement (fit.drafts.key).
+    """
 
     rates: Mapping[str, float] = field(default_factory=dict)
     driver: Mapping[str, int] = field(default_factory=dict)
     program: int = 0
+    drafts: Mapping[str, float] = field(default_factory=dict)
     loads: tuple[Load, ...] = ()
 
     def with_load(self, load: Load) -> Measured:
@@ -93,6 +97,7 @@ def load(key: str) -> Measured:
             rates={str(name): float(value) for name, value in raw.get("rates", {}).items() if float(value) > 0},
             driver={str(name): int(value) for name, value in raw.get("driver", {}).items()},
             program=int(raw.get("program", 0)),
+            drafts={str(name): float(value) for name, value in raw.get("drafts", {}).items()},
             loads=tuple(Load(**item) for item in raw.get("loads", ()))[-KEPT_LOADS:],
         )
     except (TypeError, ValueError, AttributeError):

@@ -123,6 +123,7 @@ class LoadOptions:
     largest picture this load allows, 0 loads no projector. `sequences` conversations share the context.
     Checkpoints of the KV cache, for prompts that part ways, take at most `checkpoint_bytes` of RAM; None is a tenth of what is
     free at load, at most 4 GiB. `drafter` is the file of an MTP drafter, which may propose up to `draft_tokens` tokens a step.
+    Pictures are encoded once; with `picture_folder` once and for all, their embeddings are kept there (2 GiB at most).
     """
 
     ctx: int | None = None
@@ -145,6 +146,7 @@ class LoadOptions:
     checkpoint_bytes: int | None = None
     drafter: Path | None = None
     draft_tokens: int = 8
+    picture_folder: Path | None = None
     check_tensors: bool = False
 
     def __post_init__(self) -> None:

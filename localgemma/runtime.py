@@ -44,6 +44,14 @@ class Plan:
     def __str__(self) -> str:
         return "\n".join(map(str, self.choices))
 
+    def tried(self, found: Choice | None) -> Plan:
+        """The plan after its drafter was tried: `found` takes the place of what was chosen before."""
+        if found is None:
+            return self
+        choices = tuple(found if choice.what == found.what else choice for choice in self.choices)
+        kept = self.options.drafter if found.chosen != "no" else None
+        return replace(self, choices=choices, options=replace(self.options, drafter=kept))
+
 
 class Model:
     """A loaded model. A context manager; `close` frees it."""
@@ -136,36 +144,44 @@ def open(
 def _open(
     name: str | Path, projector: Path | None, wishes: Wishes, progress: Callable[[Progress], bool | None] | None
 ) -> Model:
-    from localgemma.fit import calibrate
+    from localgemma.fit import calibrate, drafts
     from localgemma.llamacpp.engine import open_engine
 
     found = _locate(name)
     beside = (found.projector, found.projector_why) if found.projector else None
     plan, notes = _plan(found, (projector, "you gave it") if projector else beside, wishes)
-    assert plan.decision is not None
-    before = calibrate.Before.now(plan.decision.machine)
+    decision = plan.decision
+    assert decision is not None
+    before = calibrate.Before.now(decision.machine)
 
-    def told(done: float) -> bool:
-        return progress is None or progress(Progress("load", done, 1.0)) is not False
+    def told(done: float, stage: str = "load") -> bool:
+        return progress is None or progress(Progress(stage, done, 1.0)) is not False
 
     def attempt(reduced: LoadOptions) -> Engine:
         return open_engine(found.text, plan.projector, reduced, name=found.name, quant=plan.quant, notes=notes, progress=told)
 
     def slow(engine: Engine, reduced: LoadOptions, last: bool) -> str:
-        if before.machine.system != "win32" or plan.decision is None:  # only there a driver takes more than the GPU has
+        if before.machine.system != "win32":  # only there a driver takes more than the GPU has
             return ""
-        said = calibrate.spilled(before, plan.decision, reduced)
+        said = calibrate.spilled(before, decision, reduced)
         if not said and engine.info.image_tokens and reduced.projector_on_gpu:
             _show_a_picture(engine)
-            said = calibrate.spilled(before, plan.decision, reduced, pictures=True)
+            said = calibrate.spilled(before, decision, reduced, pictures=True)
         if said and not last:
             engine.close()
         return said
 
-    engine, loaded, given_up = calibrate.load(plan.decision, plan.options, wishes, attempt, slow)
+    engine, loaded, given_up = calibrate.load(decision, plan.options, wishes, attempt, slow)
     if not given_up:
-        calibrate.after(before, plan.decision)
-    return Model(engine, replace(plan, options=loaded, notes=given_up))
+        calibrate.after(before, decision)
+    plan = replace(plan, options=loaded, notes=given_up)
+    if loaded.drafter is not None and wishes.base.drafter is None:
+        try:
+            plan = plan.tried(drafts.settle(decision, engine, lambda done: told(done, "measure")))
+        except BaseException:
+            engine.close()
+            raise
+    return Model(engine, plan)
 
 
 def _show_a_picture(engine: Engine) -> None:
@@ -274,7 +290,6 @@ def _plan(found: Local, projector: tuple[Path, str] | None, wishes: Wishes) -> t
     from localgemma.files.facts import quant_of
     from localgemma.files.header import check_projector, check_text_model, read_header
     from localgemma.fit import prepare
-    from localgemma.fit.decide import options_for
 
     header = read_header(found.text)
     check_text_model(header)
@@ -292,6 +307,6 @@ def _plan(found: Local, projector: tuple[Path, str] | None, wishes: Wishes) -> t
             notes.append(note)
             extra.append(Choice("projector", "a corrected copy", note))
     decision = prepare.load_plan(found.text, file, found.name, found.why, wishes, drafter)
-    options = replace(options_for(decision), drafter=drafter if decision.way.setup.drafter else None)
+    options = replace(decision.way.load, drafter=drafter if decision.way.setup.drafter else None)
     choices = (*decision.choices, *extra)
     return Plan(found.text, file if options.image_tokens else None, options, choices, quant_of(header), decision), tuple(notes)

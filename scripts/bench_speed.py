@@ -2,7 +2,10 @@
 
     python scripts/bench_speed.py MODEL [--peers DIR] [--tokens 128] [--repeats 5] [--threads N] [--cpu]
 
-DIR holds llama-bench and llama-server of the same build. Prints a table and, last, one line of JSON.
+DIR holds llama-bench and llama-server of the same build. Prints a table and, last, one line of JSON. The overhead is the
+difference of neighbouring runs, of which the median counts; by the clock, by this process's CPU time, and of the program's own
+steps around an evaluation that does nothing. On a machine with other work, the threads of an evaluation wait for
+each other at every operation, so that clock figures with more than one thread say nothing there: take --threads 1.
 """
 
 from __future__ import annotations
@@ -13,11 +16,13 @@ import re
 import statistics
 import subprocess
 import time
+import unittest.mock
 import urllib.request
 from pathlib import Path
 
-from localgemma.engine import Control, Finished, Prompt, Request, Text
-from localgemma.llamacpp import devices
+from localgemma.engine import Control, Finished, Piece, Prompt, Request, Text
+from localgemma.llamacpp import devices, generation
+from localgemma.llamacpp.context import Context
 from localgemma.llamacpp.engine import LlamaEngine, open_engine
 from localgemma.llamacpp.sampler import Sampler
 from localgemma.options import LoadOptions, Sampling
@@ -26,31 +31,45 @@ ENDS = {1: -99.0, 50: -99.0, 106: -99.0}
 QUESTION = "Tell me about the capital of France, please."
 
 
-def ours(engine: LlamaEngine, tokens: int) -> float:
-    """Tokens per second of Engine.generate with Gemma's sampling (ends are banned by a bias, in every contestant alike)."""
-    prompt = Prompt((Control("<bos>"), Control("<|turn>"), Text(f"user\n{QUESTION}"), Control("<turn|>")))
-    request = Request(prompt, Sampling(seed=1, max_tokens=tokens, logit_bias=ENDS))
-    done = list(engine.generate(request))[-1]
-    assert isinstance(done, Finished) and done.usage.answer == tokens, done
-    return done.timings.decode_speed
+def ours(engine: LlamaEngine, tokens: int) -> tuple[float, float]:
+    """Seconds and CPU seconds a token of Engine.generate with Gemma's sampling (in every contestant a bias bans the ends)."""
+    prompt = Prompt((Control("<bos>"), Text(QUESTION)))
+    request = Request(prompt, Sampling(seed=1, max_tokens=tokens + 1, logit_bias=ENDS))
+    started = worked = 0.0
+    for output in engine.generate(request):
+        if isinstance(output, Piece) and not started:
+            started, worked = time.perf_counter(), time.process_time()
+    spent = time.perf_counter() - started, time.process_time() - worked
+    assert isinstance(output, Finished) and output.usage.answer == tokens + 1, output
+    return spent[0] / tokens, spent[1] / tokens
 
 
-def bare(engine: LlamaEngine, tokens: int) -> float:
-    """The same loop with nothing around it: decode, take the sampled id."""
+def bare(engine: LlamaEngine, tokens: int) -> tuple[float, float]:
+    """The same of a loop with nothing around it: decode, take the sampled id."""
     context = engine._context
     engine._called(lambda: engine._cache.clear(engine._cache.slots[0]))
     sampler = Sampler(context, Sampling(seed=1, logit_bias=ENDS), on_device=engine._on_device)
     ids = engine.tokenize(Prompt((Control("<bos>"), Text(QUESTION))))
     context.decode(ids, 0, 1)
     token = sampler.sample(len(ids) - 1)
-    started = time.perf_counter()
+    started, worked = time.perf_counter(), time.process_time()
     for step in range(tokens):
         context.decode_one(token, len(ids) + step)
         token = sampler.sample(0)
-    spent = time.perf_counter() - started
+    spent = time.perf_counter() - started, time.process_time() - worked
     sampler.close()
     engine._called(lambda: engine._cache.clear(engine._cache.slots[0]))
-    return tokens / spent
+    return spent[0] / tokens, spent[1] / tokens
+
+
+def steps_alone(engine: LlamaEngine, tokens: int) -> float:
+    """CPU seconds a token of the engine's own steps and its reader: evaluation and sampling do nothing."""
+    with (
+        unittest.mock.patch.object(Context, "_checked", lambda self, batch: 0),
+        unittest.mock.patch.object(generation.Sampler, "sample", lambda self, row: 300),
+        unittest.mock.patch.object(Context, "can_resume", lambda self, position, sequence=0: True),
+    ):
+        return ours(engine, tokens)[1]
 
 
 def llama_bench(peers: Path, model: Path, tokens: int, layers: int, threads: int) -> float:
@@ -102,8 +121,10 @@ def main() -> None:
     engine = open_engine(args.model, None, LoadOptions(ctx=8192, gpu_layers=0 if args.cpu else None, threads=threads))
     ours(engine, args.tokens)
     pairs = [(bare(engine, args.tokens), ours(engine, args.tokens)) for _ in range(args.repeats)]
-    rows["bare loop"] = statistics.median(a for a, _ in pairs)
-    rows["localgemma"] = statistics.median(b for _, b in pairs)
+    rows["bare loop"] = 1 / statistics.median(a[0] for a, _ in pairs)
+    rows["localgemma"] = 1 / statistics.median(b[0] for _, b in pairs)
+    clock, cpu = (statistics.median(b[i] - a[i] for a, b in pairs) * 1e6 for i in (0, 1))
+    alone = statistics.median(steps_alone(engine, 2000) for _ in range(5)) * 1e6
     engine.close()
     if args.peers:
         rows["llama-server"] = llama_server(args.peers, args.model, args.tokens, layers, [])
@@ -111,9 +132,11 @@ def main() -> None:
         rows["llama-server, device sampling"] = on_device
     for name, speed in rows.items():
         print(f"{name:32} {speed:9.2f} tok/s   localgemma / it = {rows['localgemma'] / speed:.3f}")
-    overhead = (1 / rows["localgemma"] - 1 / rows["bare loop"]) * 1e6
-    print(f"overhead over the bare loop: {overhead:.0f} µs a token")
-    print(json.dumps({"tokens_per_second": rows, "overhead_us": round(overhead, 1), "model": args.model.name}))
+    print(
+        f"overhead over the bare loop, µs a token: {clock:.0f} by the clock, {cpu:.0f} of CPU time, {alone:.0f} by its steps"
+    )
+    overhead = {"clock": round(clock, 1), "cpu": round(cpu, 1), "steps": round(alone, 1)}
+    print(json.dumps({"tokens_per_second": rows, "overhead_us": overhead, "model": args.model.name}))
 
 
 if __name__ == "__main__":

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from fakes import FakeEngine, Reply, thought
 
 from localgemma.chat.conversation import Conversation
 from localgemma.chat.guard import RepetitionGuard
+from localgemma.chat.tool_loop import Toolbox
 from localgemma.engine import CancelToken, Control, Text
 from localgemma.errors import BadConversation, BadMedia, ContextOverflow, DecodeError, UsageError
 from localgemma.messages import (
@@ -301,3 +304,26 @@ def test_every_call_has_an_id_and_an_unreadable_one_is_flagged() -> None:
     assert len({call.id for call in calls}) == 6 and all(call.id for call in calls)
     assert [call.error is None for call in calls] == [True, True, False] * 2
     assert all(call.raw for call in calls if call.error)
+
+
+def test_a_change_at_the_front_says_what_is_read_again() -> None:
+    chat = Conversation(FakeEngine())
+    chat.ask("one")
+
+    def told(**changes: Any) -> list[str]:
+        for name, value in changes.items():
+            setattr(chat, name, value)
+        return [event.text for event in chat.send("more") if isinstance(event, Notice)]
+
+    assert told() == []
+    for change in (
+        {"system": "Be brief."},
+        {"options": ChatOptions(thinking=True)},
+        {"toolbox": Toolbox.of([{"type": "function", "function": {"name": "f", "description": "", "parameters": {}}}])},
+    ):
+        (sentence,) = told(**change)
+        count = chat.engine.count(chat.engine.requests[-1].prompt)  # type: ignore[attr-defined]
+        assert f"{count:,} tokens will be read again" in sentence
+        assert told() == []
+    chat.front.saw(chat)  # whoever changes it and says so itself
+    assert told(options=ChatOptions(think_budget=100, thinking=True)) == []

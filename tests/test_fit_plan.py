@@ -22,7 +22,7 @@ from localgemma.files import catalog
 from localgemma.files.catalog_records import Entry
 from localgemma.fit import hardware, prepare
 from localgemma.fit.buffers import Table
-from localgemma.fit.decide import decide, from_entry, options_for
+from localgemma.fit.decide import decide, from_entry
 from localgemma.fit.explain import Decision
 from localgemma.fit.hardware import Machine, simulated
 from localgemma.fit.planner import Candidate, Planner, Way, Wishes
@@ -174,10 +174,11 @@ def test_a_promised_context_fits_and_more_is_refused() -> None:
     for vram, ram in [((), 32), ((12,), 32), ((24,), 64), ((12, 12), 64)]:
         decision = plan(vram, ram)
         planner = Planner(decision.machine, Table(("CUDA",) * len(vram)), Wishes(), None, entry())
-        way, most = decision.way, decision.largest_context
-        assert planner.fits(replace(way.setup, tokens=most))
+        setup, most = decision.way.setup, decision.largest_context
+        setup = replace(setup, options=replace(setup.options, checkpoint_bytes=None))  # checkpoints give way
+        assert planner.fits(replace(setup, tokens=most))
         if most < 262_144:
-            assert not planner.fits(replace(way.setup, tokens=most + 256))
+            assert not planner.fits(replace(setup, tokens=most + 256))
 
 
 def test_three_neighbours_each_with_its_price() -> None:
@@ -227,12 +228,17 @@ def test_wrong_wishes() -> None:
         plan((24,), 64, ctx=300_000)
 
 
-def test_checkpoints_get_what_is_left() -> None:
-    decision = plan((24,), 64)
-    assert options_for(decision).checkpoint_bytes == 4 * GIB
-    tight = plan((), 24)
-    left = tight.machine.ram_free - tight.way.need.host_total
-    assert options_for(tight).checkpoint_bytes == left // 4
+def test_checkpoints_are_counted_and_give_way() -> None:
+    large, tight = plan((24,), 64), plan((), 24)
+    for decision in (large, tight):
+        size, free = decision.way.load.checkpoint_bytes, decision.machine.ram_free
+        counted = [item.size for item in decision.way.need.host if item.what == "checkpoints"]
+        assert size is not None and sum(counted) == size and decision.way.need.host_total <= free
+        left = free - decision.way.need.host_total + size
+        assert size == min(free // 10, 4 * GIB, left)
+    own = plan((24,), 64, base=LoadOptions(checkpoint_bytes=GIB))
+    assert own.way.load.checkpoint_bytes == GIB
+    assert own.way.need.host_total == large.way.need.host_total - 3 * GIB
 
 
 def test_a_plan_is_quick_and_opens_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,18 +13,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from localgemma.chat import record
+from localgemma.chat.front import Front
 from localgemma.chat.parts import joined, parts_of
 from localgemma.chat.tool_loop import Toolbox, Tools, ToolTurn
-from localgemma.chat.turn import Turn, collect, picture_sizes
+from localgemma.chat.turn import Turn, collect, picture_of, picture_sizes
 from localgemma.chat.video import described
 from localgemma.engine import CancelToken, Control, Engine, KeepsState, Prompt, Request, SpanLimit, StateInfo, Text
-from localgemma.errors import BadConversation, BadState, DiskError, NotFound, UsageError
+from localgemma.errors import BadConversation, BadState, DiskError, NotFound
 from localgemma.gemma4.tokens import CHANNEL, CHANNEL_END
 from localgemma.messages import Answer, Done, Event, ImagePart, Message, Notice, Part, TextPart, ToolCall
-from localgemma.options import IMAGE_BUDGETS, ChatOptions, Sampling, updated
-
-_PATIENCE = 3.0  # seconds of prefill that a picture of automatic size may take
-_LEAST = 280  # and the budget that it always gets (design: --image-tokens auto)
+from localgemma.options import ChatOptions, Sampling, updated
 
 
 class Conversation:
@@ -55,6 +53,7 @@ class Conversation:
         self._notices: list[Notice] = []  # to be said in the next turn
         self._name = uuid.uuid4().hex  # what the engine knows it by
         self._fetch = fetch
+        self.front = Front()
         self._history = list(history)
         self._start = 0  # turns before this one no longer fit into the context
         self._busy = False
@@ -162,6 +161,7 @@ class Conversation:
         self.system, self.options, self.sampling = found.system, found.options, found.sampling
         self._history, self._start, self.last = list(found.messages), 0, None
         self._notices = [Notice(sentence) for sentence in lost]
+        self.front.saw(self)
         try:
             return self.engine.load_state(Path(folder) / record.STATE) if isinstance(self.engine, KeepsState) else None
         except NotFound:
@@ -197,22 +197,7 @@ class Conversation:
             raise BadConversation("An answer is still being written.", "Read it to its end, or cancel it, first.")
 
     def _picture(self, source: Any, budget: int | Literal["auto"] | None) -> ImagePart:
-        from localgemma.chat.media import image_part, split_budget
-
-        if isinstance(source, ImagePart) and source.pixels is not None:
-            return source
-        limit = self.engine.info.image_tokens
-        if not limit:
-            raise UsageError("This model was loaded without a projector: it sees no pictures.", "Load it with --mmproj FILE.")
-        own: int | None = None
-        if isinstance(source, str) and not source.startswith("data:"):
-            source, own = split_budget(source)
-        wanted: Any = own or budget or self.options.image_tokens
-        if wanted == "auto":
-            quick = [size for size in IMAGE_BUDGETS if size <= self.engine.info.prefill_speed * _PATIENCE]
-            if self.engine.info.prefill_speed:
-                limit = min(limit, max([_LEAST, *quick]))
-        return image_part(source, budget=wanted, ceiling=limit, fetch=self._fetch)
+        return picture_of(source, budget or self.options.image_tokens, self.engine.info, self._fetch)
 
     def _render(self, messages: Sequence[Message]) -> Prompt:
         from localgemma.gemma4.prompt import render, render_with_template
@@ -276,6 +261,7 @@ class Conversation:
         try:
             yield from [*self._waiting(), *said]
             prompt = self._fitted(messages, sampling)
+            yield from self.front.told(self, prompt, len(messages) - 1)
             if self._start > earlier:
                 gone = sum(message.role == "user" for message in messages[earlier : self._start])
                 yield Notice(f"The context is full: the {gone} oldest turn{'s' * (gone > 1)} will no longer be read.")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any, Literal
 
 from localgemma.chat.guard import RepetitionGuard
-from localgemma.engine import CancelToken, Finished, Output, Piece, StopReason
+from localgemma.engine import CancelToken, EngineInfo, Finished, Output, Piece, StopReason
+from localgemma.errors import UsageError
 from localgemma.gemma4.dialect import Parser
 from localgemma.gemma4.tokens import CHANNEL, CHANNEL_END
 from localgemma.messages import (
@@ -28,6 +30,10 @@ from localgemma.messages import (
     ToolResult,
     Usage,
 )
+from localgemma.options import IMAGE_BUDGETS
+
+_PATIENCE = 3.0  # seconds of prefill that a picture of automatic size may take
+_LEAST = 280  # and the budget that it always gets (design: --image-tokens auto)
 
 _REASONS: dict[StopReason, FinishReason] = {
     "stop": "stop",
@@ -142,6 +148,27 @@ class Turn:
                 self._looped = True
                 self.token.cancel()
         return event
+
+
+def picture_of(
+    source: Any, budget: int | Literal["auto"], info: EngineInfo, fetch: Callable[[str], bytes] | None
+) -> ImagePart:
+    """A picture for this engine, of `budget` tokens unless its name has a budget of its own. Raises UsageError, BadMedia."""
+    from localgemma.chat.media import image_part, split_budget
+
+    if isinstance(source, ImagePart) and source.pixels is not None:
+        return source
+    limit = info.image_tokens
+    if not limit:
+        raise UsageError("This model was loaded without a projector: it sees no pictures.", "Load it with --mmproj FILE.")
+    own: int | None = None
+    if isinstance(source, str) and not source.startswith("data:"):
+        source, own = split_budget(source)
+    wanted: Any = own or budget
+    if wanted == "auto" and info.prefill_speed:
+        quick = [size for size in IMAGE_BUDGETS if size <= info.prefill_speed * _PATIENCE]
+        limit = min(limit, max([_LEAST, *quick]))
+    return image_part(source, budget=wanted, ceiling=limit, fetch=fetch)
 
 
 def picture_sizes(parts: Sequence[Part]) -> tuple[Notice, ...]:

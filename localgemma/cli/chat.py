@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
 @click.option("-c", "--continue", "again", is_flag=True, help="Continue the last chat.")
 @click.option("--session", metavar="NAME", help="Continue the chat of this name, or begin it.")
 @click.option("--no-save", is_flag=True, help="Keep nothing of this chat.")
-@click.option("--save-state", is_flag=True, help="Keep what the model has read too: continuing need not read it again.")
+@click.option("--save-state", is_flag=True, help="Keep what the model has read and seen too, so that continuing is quick.")
 @click.option("--tool", "tools", multiple=True, metavar="MODULE:FUNCTION", help="A Python function that the model may call.")
 @click.option("--allow", multiple=True, metavar="TOOL|all", help="Run this tool's calls without asking.")
 @click.option("--json", "as_object", is_flag=True, help="Print one JSON object instead of text.")
@@ -80,7 +81,7 @@ def command(
     if image_tokens is not None:
         chat_options["image_tokens"] = _budget(image_tokens)
     Sampling(**sampling), ChatOptions(**chat_options)  # wrong values are refused before the model is loaded
-    wishes = wishes_of(**flags)
+    wishes = _remembering(wishes_of(**flags)) if save_state and not no_save else wishes_of(**flags)
     if template not in (None, "file"):
         chat_options["template"] = _text_file(template, "--template FILE")
     if system and system.startswith("@"):
@@ -119,6 +120,11 @@ def command(
             output.note(f"Saved as {kept.name}. Continue with: localgemma chat -c")
     if done is not None and done.finish_reason == "cancelled":
         raise click.Abort
+
+
+def _remembering(wishes: Wishes) -> Wishes:
+    """The wishes, with pictures encoded once and for all."""
+    return replace(wishes, base=replace(wishes.base, picture_folder=settings.load().cache_dir / "pictures"))
 
 
 def answer(start: Any, output: Output) -> Done:

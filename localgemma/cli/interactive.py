@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from localgemma.chat.front import reread
 from localgemma.cli.attach import attachments, clipboard, dropped, words
 from localgemma.cli.chat import answer
 from localgemma.cli.output import Output, stats_line
@@ -15,7 +16,6 @@ from localgemma.cli.terminal import reader
 from localgemma.engine import CancelToken
 from localgemma.errors import LocalgemmaError, UsageError
 from localgemma.messages import Event
-from localgemma.units import format_duration
 
 if TYPE_CHECKING:
     from localgemma.chat.conversation import Conversation
@@ -104,9 +104,8 @@ class Interactive:
     def _reread(self) -> None:
         """What a change at the front of the prompt costs: no prefix of it is remembered."""
         if self.chat.history:
-            count, speed = self.chat.engine.count(self.chat.prompt()), self.model.info.prefill_speed
-            time = f", about {format_duration(count / speed)}" if speed else ""
-            self.output.note(f"{count:,} tokens will be read again{time}.")
+            self.chat.front.saw(self.chat)
+            self.output.note(reread(self.chat.engine, self.chat.prompt()))
 
     def do_file(self, rest: str) -> None:
         """Attach files."""

@@ -8,7 +8,7 @@ time, which takes its size in f16 (fattn.cu). Where layers stay on the CPU, the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from localgemma.gemma4.shape import padded
@@ -115,7 +115,7 @@ class Dry(Table):
 
     def __call__(self, setup: Setup) -> Buffers:
         """See Compute."""
-        if found := self._known.get(setup):
+        if found := self._known.get(_alone(setup)):
             return found
         if alike := self._alike.get(_but_for_the_cut(setup)):
             return Buffers(tuple(max(alike.gpus) if count else 0 for count in setup.placement), alike.host, "dry run")
@@ -123,14 +123,20 @@ class Dry(Table):
 
     def knows(self, setup: Setup) -> bool:
         """Whether llama.cpp was asked about this setup."""
-        return setup in self._known
+        return _alone(setup) in self._known
 
     def settle(self, setup: Setup) -> Buffers:
         """Ask llama.cpp about this setup, and remember it."""
+        setup = _alone(setup)
         if setup not in self._known:
             self._known[setup] = self._ask(setup)
             self._alike[_but_for_the_cut(setup)] = self._known[setup]
         return self._known[setup]
+
+
+def _alone(setup: Setup) -> Setup:
+    """The setup without what lies beside the model and does not change its buffers."""
+    return replace(setup, drafter=0, options=replace(setup.options, checkpoint_bytes=None))
 
 
 def _but_for_the_cut(setup: Setup) -> tuple[object, ...]:

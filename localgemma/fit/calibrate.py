@@ -124,7 +124,7 @@ def lacking(decision: Decision, options: LoadOptions) -> str:
     mapped file nothing is counted: its pages can wait.
     """
     taken = need(_setup(decision, options), Table(tuple(gpu.backend for gpu in decision.machine.gpus)))
-    spared = ("margin", "program", "pictures seen", *(("weights",) if options.mmap else ()))
+    spared = ("margin", "program", "pictures seen", "checkpoints", *(("weights",) if options.mmap else ()))
     wanted = sum(item.size for item in taken.host if item.what not in spared) + taken.droppable + probe.LEAST_RAM
     free, _ = probe.memory()
     if free < wanted:

@@ -20,10 +20,8 @@ from localgemma.fit.quality import Standing, standings
 from localgemma.fit.speed import Rates
 from localgemma.gemma4.shape import PROJECTOR_31B_BYTES
 from localgemma.llamacpp.dryrun import DryRun
-from localgemma.options import LoadOptions
-from localgemma.units import GIB, format_size
+from localgemma.units import format_size
 
-CHECKPOINTS = 4 * GIB  # the most that checkpoints of the KV cache get
 ROUNDS = 8  # of asking llama.cpp about the best plan; each settles one more plan
 
 
@@ -73,11 +71,11 @@ def decide(
         raise UsageError(f"A context of {wishes.ctx:,} tokens is more than the model has.", f"It was trained for {trained:,}.")
     planner = Planner(machine, Table(), wishes, rates, entry)
     with Here(planner.machine) as here:
-        planner.compute = here.compute
+        planner.compute, planner.gains = here.compute, here.gains
         way = here.settled(planner, candidates)
         if way is None:
             _refuse(planner, here, candidates)
-        return explain(planner, planner.with_drafter(way), candidates)
+        return explain(planner, planner.with_checkpoints(planner.with_drafter(way)), candidates)
 
 
 class Here:
@@ -86,6 +84,7 @@ class Here:
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         kept = measured.Measured() if machine.simulated else measured.load(machine.key)
+        self.gains = kept.drafts
         described = "Metal" if machine.unified else "CUDA"
         backends = tuple(described if machine.simulated else gpu.backend for gpu in machine.gpus)
         self.compute: Table = Table(backends) if machine.simulated else Dry(self._ask, backends)
@@ -169,13 +168,3 @@ def _instead(planner: Planner, here: Here, candidates: Sequence[Candidate], wish
     other = Planner(planner.machine, here.compute, replace(wishes, reserve=0, devices=None), planner.rates, planner.entry)
     other.devices, other.whole = planner.devices, planner.whole
     return here.settled(other, candidates)
-
-
-def options_for(decision: Decision) -> LoadOptions:
-    """The options that open the plan; checkpoints may take a quarter of the RAM that it leaves."""
-    options = decision.way.load
-    if options.checkpoint_bytes is not None:
-        return options
-    need, machine = decision.way.need, decision.machine
-    left = machine.ram_free - need.host_total - (sum(map(need.gpu, range(len(need.gpus)))) if machine.unified else 0)
-    return replace(options, checkpoint_bytes=min(CHECKPOINTS, max(0, left // 4)))

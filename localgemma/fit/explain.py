@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from localgemma.fit import drafts
 from localgemma.fit.buffers import Table
 from localgemma.fit.choices import Choice
 from localgemma.fit.hardware import Machine
@@ -91,7 +92,7 @@ def explain(planner: Planner, way: Way, candidates: Sequence[Candidate]) -> Deci
     largest = planner.largest_context(way)
     choices = (
         _model(way, candidates), *_layers(planner, way), _context(planner, way, largest), _kv(planner, way),
-        _pictures(planner, way), *_drafter(planner, way),
+        _pictures(planner, way), *drafts.choice(planner, way), *_checkpoints(way),
         Choice("ubatch", f"{way.setup.options.physical_batch:,} tokens", _batch_reason(way)),
         Choice("threads", str(way.setup.options.threads or planner.machine.threads), "the physical cores"),
         _speed(planner, way), *_asked(planner, way, candidates),
@@ -197,15 +198,10 @@ def _pictures(planner: Planner, way: Way) -> Choice:
     return Choice("pictures", f"up to {options.image_tokens:,} tokens each, on {where}", reason)
 
 
-def _drafter(planner: Planner, way: Way) -> list[Choice]:
-    size = way.candidate.drafter
-    if not size:
-        return []
-    if way.setup.drafter:
-        return [
-            Choice("drafter", f"yes, {format_size(size)}", "it proposes tokens, and is used while that is measured to pay")
-        ]
-    return [Choice("drafter", "no", "no room beside the rest" if planner.wishes.draft else "you asked for none")]
+def _checkpoints(way: Way) -> list[Choice]:
+    size = way.setup.options.checkpoint_bytes
+    why = "copies of the sliding window, so that the next turn reads what is new" if size else "no RAM is left for them"
+    return [] if size is None else [Choice("checkpoints", format_size(size) if size else "none", why)]
 
 
 def _batch_reason(way: Way) -> str:

@@ -11,17 +11,17 @@ from typing import Literal
 from localgemma.files.header import Header
 from localgemma.fit.buffers import Buffers, Compute
 from localgemma.gemma4.shape import GEMMA_31B, Shape, from_metadata, layer_values
-from localgemma.llamacpp.vision import CACHE_BYTES
+from localgemma.llamacpp.embeddings import CACHE_BYTES
 from localgemma.options import LoadOptions
 from localgemma.units import MIB
 
-Source = Literal["header", "file size", "shape", "dry run", "table", "measured here", "estimate", "margin"]
+Source = Literal["header", "file size", "shape", "dry run", "table", "measured here", "estimate", "margin", "limit"]
 VOCABULARY_BYTES = 480  # a token's names and merges in llama.cpp and here; measured on the 262,144-token vocabulary
 MARGIN = 256 * MIB  # a GPU's allocator rounds, and a desktop's windows come and go
 HOST_MARGIN = 512 * MIB
 DRAFTER_BUFFERS = 64 * MIB  # eight rows of logits and a few layers' results
 DRAFTER_HERE = 60  # per cent of a drafter's file is its embedding, which stays in RAM too
-LATER = ("margin", "program", "pictures", "pictures seen")  # of a load's items, what is not there right after it
+LATER = ("margin", "program", "pictures", "pictures seen", "checkpoints")  # of a load's items, what comes after it
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +207,7 @@ def _host(setup: Setup, compute: Compute, buffers: Buffers, vision: tuple[Item, 
         *vision,
         *(_draft(setup, here) or (Item("drafter", setup.drafter * DRAFTER_HERE // 100, source),)),
         Item("pictures seen", CACHE_BYTES if setup.projector else 0, "table"),
+        Item("checkpoints", options.checkpoint_bytes or 0, "limit"),
         Item("vocabulary", weights.shape.vocabulary * VOCABULARY_BYTES, "table"),
         Item("program", compute.program, compute.program_source),
         Item("margin", HOST_MARGIN, "margin"),

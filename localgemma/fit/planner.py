@@ -13,6 +13,7 @@ from pathlib import Path
 
 from localgemma.errors import UsageError
 from localgemma.files.catalog_records import Entry, Variant
+from localgemma.fit import drafts
 from localgemma.fit.buffers import Compute
 from localgemma.fit.hardware import Machine
 from localgemma.fit.memory import Need, Setup, Weights, need, split_shares
@@ -114,6 +115,7 @@ class Planner:
             machine = machine.only(wishes.devices)
         self.machine, self.compute, self.wishes, self.rates, self.entry = machine, compute, wishes, rates or {}, entry
         self.devices = wishes.devices and tuple(name for name in wishes.devices if name != "CPU")
+        self.gains: Mapping[str, float] = {}  # of drafters, as measured on this machine; see drafts.key
 
     def best(self, candidates: Sequence[Candidate]) -> Way | None:
         """The way with the lowest cost, or None where nothing fits."""
@@ -198,11 +200,27 @@ class Planner:
         return [seconds_a_byte(weights, name, bandwidth, self.rates) for name, bandwidth in devices]
 
     def with_drafter(self, way: Way) -> Way:
-        """The way with the candidate's drafter, where it fits beside all the rest; it takes nothing away from it."""
-        if not way.candidate.drafter or not self.wishes.draft:
+        """The way with the candidate's drafter, where it fits beside all the rest; it takes nothing away from it.
+
+        Not where it was measured on this machine that it does not pay, unless the user gave it.
+        """
+        gain = self.gains.get(drafts.key(way), drafts.PAYS)
+        pays = gain >= drafts.PAYS or self.wishes.base.drafter is not None
+        if not way.candidate.drafter or not self.wishes.draft or not pays:
             return way
         setup = replace(way.setup, drafter=way.candidate.drafter)
         return replace(way, setup=setup, need=need(setup, self.compute)) if self.fits(setup) else way
+
+    def with_checkpoints(self, way: Way) -> Way:
+        """The way with the checkpoints' share of RAM: as the options say, and never more than is left beside all the rest."""
+        options = way.setup.options
+        if options.checkpoint_bytes is not None:
+            return way
+        shared = sum(way.need.gpu(i) for i in range(len(way.need.gpus))) if self.machine.unified else 0
+        left = max(0, self.machine.ram_free - way.need.host_total - shared)
+        size = min(options.checkpoint_limit(self.machine.ram_free), left)
+        setup = replace(way.setup, options=replace(options, checkpoint_bytes=size))
+        return replace(way, setup=setup, need=need(setup, self.compute))
 
     def fits(self, setup: Setup) -> bool:
         """Whether every device can hold its share."""
@@ -221,6 +239,8 @@ class Planner:
 
     def largest_context(self, way: Way, step: int = 256) -> int:
         """The most tokens that fit with everything else of this way unchanged."""
+        kept = replace(way.setup.options, checkpoint_bytes=self.wishes.base.checkpoint_bytes)  # checkpoints give way
+        way = replace(way, setup=replace(way.setup, options=kept))
         low, high = way.setup.tokens // step, max(way.setup.tokens, way.setup.weights.shape.trained_context) // step
         while low < high:
             middle = (low + high + 1) // 2

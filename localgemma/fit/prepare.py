@@ -11,6 +11,7 @@ from localgemma.files import catalog, store
 from localgemma.files.catalog_records import Entry, Variant
 from localgemma.files.header import Header, check_projector, check_text_model, read_header
 from localgemma.files.locate import present
+from localgemma.files.pairing import partner
 from localgemma.fit import probe, rates
 from localgemma.fit.decide import decide, from_entry, from_header
 from localgemma.fit.explain import Decision
@@ -96,7 +97,7 @@ def header_here(variant: Variant) -> Header | None:
 
 
 def of_file(path: Path, projector: Path | None = None, name: str = "", standing: Standing | None = None) -> Candidate:
-    """A file on this machine, with the projector given or beside it."""
+    """A file on this machine, with the projector given or beside it, and the drafter that belongs to it."""
     header = read_header(path)
     check_text_model(header)
     if projector is None:
@@ -106,7 +107,8 @@ def of_file(path: Path, projector: Path | None = None, name: str = "", standing:
         beside = read_header(projector)
         check_projector(beside, header.number("gemma4.embedding_length") or 0)
         size = beside.file_size
-    return from_header(header, size, name, standing)
+    drafter = partner(header, "drafter")
+    return from_header(header, size, name, standing, store.header_of(drafter.path).file_size if drafter else 0)
 
 
 def rates_of(machine: Machine) -> Rates:

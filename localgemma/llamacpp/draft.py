@@ -58,6 +58,8 @@ class Drafter:
 
     def propose(self, token: int, row: int, position: int, count: int, sequence: int) -> list[int]:
         """`count` tokens that may follow `token`, which was sampled from `row` of the last batch and goes to `position`."""
+        if not self._context:  # it was dropped while an answer was under way
+            return []
         hidden = self._x.llama_get_embeddings_nextn_ith(self._target.pointer, row)
         drafts: list[int] = []
         for _ in range(count):
@@ -84,6 +86,8 @@ class Drafter:
         if self._context:
             self._c.llama_free(self._context)
             self._context = None
+            if self._target.pointer:
+                self._x.llama_set_embeddings_nextn(self._target.pointer, False, False)
             for chain in self._chains:
                 self._c.llama_sampler_free(chain)
         self._model.close()

@@ -92,6 +92,7 @@ class LlamaEngine:
         self, model: Model, projector: Projector | None, context: Context, info: EngineInfo, drafter: Drafter | None = None
     ) -> None:
         self._drafter = drafter
+        self._drafting = True
         self._lengths = DraftLength(context.options.draft_tokens)
         self._model, self._projector, self._context, self._info = model, projector, context, info
         self._cache = Cache(context, context.options.sequences, info.checkpoint_bytes)
@@ -126,7 +127,7 @@ class LlamaEngine:
         if len(wanted.keys) >= self._context.size:
             raise ContextOverflow(len(wanted.keys) + 1, self._context.size)
         outputs: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        guess = Speculation(self._drafter, self._lengths) if self._drafter else None
+        guess = Speculation(self._drafter, self._lengths) if self._drafter and self._drafting else None
         to, on_device = outputs.put, self._on_device
         work = Generation(request, wanted, self._cache, self._projector, to, on_device=on_device, speculation=guess)
         return self._started(Task(wanted.keys, work.steps, cancel or CancelToken(), outputs, request.conversation))
@@ -155,6 +156,21 @@ class LlamaEngine:
                 yield blocks
         finally:
             cancel.watch(None)
+
+    @property
+    def drafting(self) -> bool:
+        """Whether a drafter proposes tokens; see engine.DraftsTokens."""
+        return self._drafter is not None and self._drafting
+
+    @drafting.setter
+    def drafting(self, on: bool) -> None:
+        self._drafting = on
+
+    def drop_drafter(self) -> None:
+        """Free the drafter; answers go on without it."""
+        drafter, self._drafter = self._drafter, None
+        if drafter is not None:
+            self._called(drafter.close)
 
     def save_state(self, prompt: Prompt, path: Path, conversation: str = "") -> StateInfo | None:
         """Write the KV state that serves `prompt`; see engine.KeepsState."""

@@ -134,6 +134,7 @@ class Prefill:
         begun = time.perf_counter()
         if not self._projector.holds(run):
             report(Progress("encode", 0, run.tokens))
-        rows = self._projector.encode(run)
+        pictures = [each for each in self._plan.runs if isinstance(each, Pixels)]
+        rows = self._projector.encode(run, pictures[pictures.index(run) + 1 :])
         self.encode_seconds += time.perf_counter() - begun
         return rows

@@ -3,35 +3,40 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
-from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from localgemma.errors import BackendError, BadModelFile, DoesNotFit
 from localgemma.llamacpp import library, log
+from localgemma.llamacpp.embeddings import Embeddings
 from localgemma.llamacpp.model import OUT_OF_MEMORY, Model
+from localgemma.llamacpp.state import fingerprint
 from localgemma.messages import Pixels
 from localgemma.options import LoadOptions
 
-CACHE_BYTES = 256 << 20  # embeddings kept: 11 pictures of 1,120 tokens for the 31B
-
 
 class Projector:
-    """A vision projector beside a loaded model; embeddings of recent pictures are kept, bounded by bytes."""
+    """A vision projector beside a loaded model; embeddings are kept, so that no picture is encoded twice.
+
+    On a GPU, pictures of one size are encoded together, as many as are no more work than the largest one allowed.
+    """
 
     def __init__(self, path: Path, model: Model, options: LoadOptions) -> None:
         """Load `path`. Raises BadModelFile for a projector of another model."""
         self._c = library.load()
         self._m = library.vision()
         self._width = model.width
-        self._cache: OrderedDict[str, Any] = OrderedDict()
+        self._together = options.image_tokens if options.projector_on_gpu and options.gpu_layers else 0
         params = self._m.mtmd_context_params_default()
         params.use_gpu, params.print_timings, params.warmup = options.projector_on_gpu, False, False
         if options.threads_batch or options.threads:
             params.n_threads = options.threads_batch or options.threads
         params.flash_attn_type = int(options.flash_attention)
         params.image_min_tokens, params.image_max_tokens = 1, 1120  # pictures of any budget pass untouched
+        params.batch_max_tokens = max(self._together, 1)
         log.clear()
         self._context = self._m.mtmd_init_from_file(os.fsencode(path), model.pointer, params)
         if not self._context:
@@ -40,24 +45,66 @@ class Projector:
                 raise DoesNotFit(f"There is not enough memory to load {path.name}: {reason}.")
             raise BadModelFile(f"{path.name} does not fit this model: {reason}.")
 
-    def holds(self, picture: Pixels) -> bool:
-        """Whether the picture's embedding is in the cache."""
-        return picture.sha256 in self._cache
+        folder = options.picture_folder
+        if folder is not None:
+            facts = f"{fingerprint(path)} {library.build()} {options.flash_attention}"
+            folder /= hashlib.sha256(facts.encode()).hexdigest()[:32]
+        self._kept = Embeddings(self._width, folder)
 
-    def encode(self, picture: Pixels) -> Any:
-        """float32 [tokens, width] of a picture; from the cache if it was seen before."""
-        if (known := self._cache.get(picture.sha256)) is not None:
-            self._cache.move_to_end(picture.sha256)
-            return known
-        rows = self._encode(picture)
-        self._cache[picture.sha256] = rows
-        while len(self._cache) > 1 and sum(kept.nbytes for kept in self._cache.values()) > CACHE_BYTES:
-            self._cache.popitem(last=False)
+    def holds(self, picture: Pixels) -> bool:
+        """Whether the picture need not be encoded."""
+        return self._kept.get(picture) is not None
+
+    def encode(self, picture: Pixels, following: Sequence[Pixels] = ()) -> Any:
+        """float32 [tokens, width] of a picture; from the cache if it was seen before.
+
+        Those of the `following`, which will be asked for next, are encoded with it where they are of its size.
+        """
+        rows = self._kept.get(picture)
+        if rows is None:
+            found = self._encode(group := self._group(picture, following))
+            for each, result in zip(group, found, strict=False):
+                self._kept.put(each, result)
+            rows = found[0]
         return rows
 
-    def _encode(self, picture: Pixels) -> Any:
+    def _group(self, picture: Pixels, following: Sequence[Pixels]) -> list[Pixels]:
+        """The picture and others of its size, each once, that were never seen: as many as go into a batch."""
+        group = {picture.sha256: picture}
+        for other in following:
+            if (len(group) + 1) * picture.tokens > self._together:
+                break
+            if (other.width, other.height) == (picture.width, picture.height) and not self.holds(other):
+                group[other.sha256] = other
+        return list(group.values())
+
+    def _encode(self, pictures: Sequence[Pixels]) -> list[Any]:
+        """The embeddings of pictures of one size; of fewer than were given where llama.cpp takes no more at once."""
         import numpy as np
 
+        m = self._m
+        held: list[Any] = []
+        batch = m.mtmd_batch_init(self._context)
+        try:
+            images = []
+            for picture in pictures:
+                held.append(m.mtmd_input_chunks_init())
+                image = self._image(picture, held[-1])
+                if m.mtmd_batch_add_chunk(batch, image):  # the first is always taken
+                    break
+                images.append(image)
+            if m.mtmd_batch_encode(batch):
+                raise DoesNotFit(f"The picture could not be encoded: {log.last_error() or 'no reason given'}.")
+            shape = pictures[0].tokens, self._width
+            pointers = [m.mtmd_batch_get_output_embd(batch, image) for image in images]
+            return [np.array(np.ctypeslib.as_array(pointer, shape), dtype=np.float32) for pointer in pointers]
+        finally:
+            m.mtmd_batch_free(batch)
+            for chunks in held:
+                m.mtmd_input_chunks_free(chunks)
+
+    def _image(self, picture: Pixels, chunks: Any) -> Any:
+        """The chunk that stands for the picture among `chunks`, which own it."""
         m = self._m
         if len(picture.rgb) != picture.width * picture.height * 3 or not picture.rgb:
             raise BackendError("A picture's bytes do not match its size.")
@@ -65,23 +112,18 @@ class Projector:
         bitmap = m.mtmd_bitmap_init(picture.width, picture.height, buffer)
         marker = m.mtmd_default_marker()
         text = m.mtmd_input_text(marker, len(marker), False, True)
-        chunks = m.mtmd_input_chunks_init()
         try:
             status = m.mtmd_tokenize(self._context, chunks, ctypes.byref(text), (m.mtmd_bitmap_p_ctypes * 1)(bitmap), 1)
-            if status:
-                raise BackendError(f"llama.cpp refused the picture (mtmd_tokenize returned {status}).")
-            found = [m.mtmd_input_chunks_get(chunks, i) for i in range(m.mtmd_input_chunks_size(chunks))]
-            images = [k for k in found if m.mtmd_input_chunk_get_type(k) == m.MTMD_INPUT_CHUNK_TYPE_IMAGE]
-            counts = [int(m.mtmd_input_chunk_get_n_tokens(k)) for k in images]
-            if counts != [picture.tokens]:
-                raise BackendError(f"llama.cpp makes {counts} tokens of a picture of {picture.tokens}.")
-            if m.mtmd_encode_chunk(self._context, images[0]):
-                raise DoesNotFit(f"The picture could not be encoded: {log.last_error() or 'no reason given'}.")
-            rows = np.ctypeslib.as_array(m.mtmd_get_output_embd(self._context), (picture.tokens, self._width))
-            return np.array(rows, dtype=np.float32)
         finally:
-            m.mtmd_input_chunks_free(chunks)
             m.mtmd_bitmap_free(bitmap)
+        if status:
+            raise BackendError(f"llama.cpp refused the picture (mtmd_tokenize returned {status}).")
+        found = [m.mtmd_input_chunks_get(chunks, i) for i in range(m.mtmd_input_chunks_size(chunks))]
+        images = [k for k in found if m.mtmd_input_chunk_get_type(k) == m.MTMD_INPUT_CHUNK_TYPE_IMAGE]
+        counts = [int(m.mtmd_input_chunk_get_n_tokens(k)) for k in images]
+        if counts != [picture.tokens]:
+            raise BackendError(f"llama.cpp makes {counts} tokens of a picture of {picture.tokens}.")
+        return images[0]
 
     def close(self) -> None:
         """Free the projector."""
