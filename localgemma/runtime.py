@@ -12,7 +12,7 @@ from localgemma import settings
 from localgemma.chat.conversation import Conversation
 from localgemma.chat.functions import Source, as_tools
 from localgemma.chat.tool_loop import Approve, Toolbox
-from localgemma.engine import CancelToken, Control, Engine, EngineInfo, Media, Prompt, Request, Text
+from localgemma.engine import CancelToken, Engine, EngineInfo
 from localgemma.errors import DoesNotFit, NotDownloaded, NotFound, UsageError
 from localgemma.fit.choices import Choice
 from localgemma.messages import Progress
@@ -165,7 +165,7 @@ def _open(
             return ""
         said = calibrate.spilled(before, decision, reduced)
         if not said and engine.info.image_tokens and reduced.projector_on_gpu:
-            _show_a_picture(engine)
+            calibrate.show_a_picture(engine)
             said = calibrate.spilled(before, decision, reduced, pictures=True)
         if said and not last:
             engine.close()
@@ -182,18 +182,6 @@ def _open(
             engine.close()
             raise
     return Model(engine, plan)
-
-
-def _show_a_picture(engine: Engine) -> None:
-    """Have the engine see a grey picture of the largest size, so that all memory it will ever take is taken."""
-    from localgemma.gemma4.tokens import BOS, IMAGE_BEGIN, IMAGE_END
-    from localgemma.gemma4.vision import from_rgb, target_size
-
-    high, wide = target_size(1000, 1000, engine.info.image_tokens)
-    grey = from_rgb(b"\x80" * (high * wide * 3), wide, high)
-    prompt = Prompt((Control(BOS), Media("", (Control(IMAGE_BEGIN), grey, Control(IMAGE_END))), Text("\n")))
-    for _ in engine.generate(Request(prompt, Sampling(temperature=0, max_tokens=1))):
-        pass
 
 
 def open_for_reading(text: Path, projector: Path | None, options: LoadOptions, *, any_architecture: bool = False) -> Engine:

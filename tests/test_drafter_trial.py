@@ -13,7 +13,7 @@ import localgemma
 from localgemma import measured
 from localgemma.engine import CancelToken, Finished, Output, Request
 from localgemma.errors import Cancelled
-from localgemma.fit import drafts, prepare, probe
+from localgemma.fit import drafts, prepare, probe, rates
 from localgemma.fit.explain import Decision
 from localgemma.fit.hardware import Machine
 from localgemma.fit.planner import Wishes
@@ -41,6 +41,7 @@ class Drafting(FakeEngine):
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCALGEMMA_HOME", str(tmp_path))
+    monkeypatch.setattr(rates, "busy", lambda: False)
 
 
 def planned(**wishes: object) -> Decision:
@@ -62,7 +63,7 @@ def test_the_plan_goes_by_what_was_measured(gain: float, kept: bool) -> None:
     assert found is not None and found.chosen.startswith("yes" if kept else "no") and engine.dropped is not kept
     later = planned()
     assert bool(later.way.setup.drafter) is kept and f"{gain:.2f} times as fast" in words(later)
-    assert later.way.need.host_total <= first.way.need.host_total
+    assert any(item.what == "drafter" for item in later.way.need.host) is kept
     asked = len(engine.requests)
     assert drafts.settle(later, engine) is None and len(engine.requests) == asked
     assert not planned(draft=False).way.setup.drafter
@@ -81,6 +82,14 @@ def test_another_machine_or_placement_is_tried_anew(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(probe, "machine", elsewhere)
     assert "the first load tries" in words(planned())
+
+
+def test_a_busy_machine_leaves_the_trial_to_a_later_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rates, "busy", lambda: True)
+    decision, engine = planned(), Drafting()
+    found = drafts.settle(decision, engine)
+    assert found is not None and "later load" in found.reason and engine.dropped and not engine.requests
+    assert not measured.load(decision.machine.key).drafts
 
 
 def test_a_trial_can_be_cancelled_and_then_nothing_is_kept() -> None:

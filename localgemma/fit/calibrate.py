@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from localgemma import measured
+from localgemma.engine import Control, Engine, Media, Prompt, Request, Text
 from localgemma.errors import DoesNotFit
 from localgemma.fit import probe
 from localgemma.fit.buffers import Table
@@ -15,8 +16,10 @@ from localgemma.fit.explain import Decision
 from localgemma.fit.hardware import Machine
 from localgemma.fit.memory import LATER, Setup, need
 from localgemma.fit.planner import Wishes
+from localgemma.gemma4.tokens import BOS, IMAGE_BEGIN, IMAGE_END
+from localgemma.gemma4.vision import from_rgb, target_size
 from localgemma.llamacpp import devices
-from localgemma.options import LoadOptions
+from localgemma.options import LoadOptions, Sampling
 from localgemma.units import GIB, MIB, format_size
 
 LOGGER = logging.getLogger("localgemma.fit")
@@ -88,6 +91,15 @@ def spilled(before: Before, decision: Decision, options: LoadOptions, *, picture
                 f"Close programs that use the GPU, or load with --reserve {format_size(missing + GIB).replace(' ', '')}."
             )
     return ""
+
+
+def show_a_picture(engine: Engine) -> None:
+    """Have the engine see a grey picture of the largest size, so that all memory it will ever take is taken."""
+    high, wide = target_size(1000, 1000, engine.info.image_tokens)
+    grey = from_rgb(b"\x80" * (high * wide * 3), wide, high)
+    prompt = Prompt((Control(BOS), Media("", (Control(IMAGE_BEGIN), grey, Control(IMAGE_END))), Text("\n")))
+    for _ in engine.generate(Request(prompt, Sampling(temperature=0, max_tokens=1))):
+        pass
 
 
 def smaller(options: LoadOptions, wishes: Wishes) -> Iterator[tuple[LoadOptions, str]]:

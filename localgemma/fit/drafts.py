@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 from localgemma import measured
 from localgemma.engine import CancelToken, DraftsTokens, Finished, Request
 from localgemma.errors import Cancelled
+from localgemma.fit import rates
 from localgemma.fit.choices import Choice
 from localgemma.gemma4.prompt import render
 from localgemma.messages import Message, TextPart
@@ -27,9 +29,9 @@ _QUESTIONS = (  # the first teaches the engine how many drafts to try, and is no
     "Question: 380 minus 7 is what?",
     "Explain how a bicycle stays upright.",
 )
-_TOKENS = 32  # of each answer, and fewer where a token takes longer than a thirtieth of a second
+_TOKENS = 32  # of each answer, and fewer where that takes longer than a second
 _LEAST = 12
-_ENOUGH = 2 * _TOKENS  # tokens of counted answers, after which the trial ends
+_SECONDS = 5.0  # after which no other pair of answers is begun
 
 
 def key(way: Way) -> str:
@@ -60,12 +62,16 @@ def _not_paying(gain: float) -> str:
 def settle(decision: Decision, engine: object, progress: Callable[[float], bool] | None = None) -> Choice | None:
     """Try a loaded drafter whose gain is not known here, keep what was found, and drop the drafter where it does not pay.
 
-    The plan's new words about it, or None where nothing was tried. `progress` gets 0 … 1 and returns False to cancel.
+    The plan's new words about it, or None where nothing was to be tried. A machine that is busy with other work would say
+    little: the drafter rests then, and a later load tries it. `progress` gets 0 … 1 and returns False to cancel.
     """
     way, machine = decision.way, decision.machine
     if not isinstance(engine, DraftsTokens) or not engine.drafting or key(way) in measured.load(machine.key).drafts:
         return None
-    gain = tried(engine, way.speed, progress)
+    if rates.busy():
+        engine.drop_drafter()
+        return Choice("drafter", "no", "this machine is too busy to try whether it pays; a later load does")
+    gain = tried(engine, progress)
     kept = measured.load(machine.key)
     measured.save(machine.key, replace(kept, drafts={**kept.drafts, key(way): round(gain, 3)}))
     if gain < PAYS:
@@ -75,23 +81,26 @@ def settle(decision: Decision, engine: object, progress: Callable[[float], bool]
     return Choice("drafter", f"yes, {size}", f"measured here: {gain:.2f} times as fast with it")
 
 
-def tried(engine: DraftsTokens, speed: float, progress: Callable[[float], bool] | None = None) -> float:
+def tried(engine: DraftsTokens, progress: Callable[[float], bool] | None = None) -> float:
     """How many times faster the engine writes with its drafter: the same few answers with and without, in turns.
 
-    `speed` is what the plan expects, in tokens a second. Raises Cancelled.
+    Raises Cancelled.
     """
-    length = max(_LEAST, min(_TOKENS, int(speed)))
+    length = _LEAST
     made, spent = {True: 0, False: 0}, {True: 0.0, False: 0.0}
+    started = time.perf_counter()
     try:
         for number, question in enumerate(_QUESTIONS):
             for drafting in (True, False) if number % 2 else (False, True):
-                if progress is not None and not progress(min(1.0, min(made.values()) / _ENOUGH)):
+                if progress is not None and not progress(number / len(_QUESTIONS)):
                     raise Cancelled("Cancelled.")
                 engine.drafting = drafting
                 tokens, seconds = _answer(engine, question, length, number)
                 if number:
                     made[drafting], spent[drafting] = made[drafting] + tokens, spent[drafting] + seconds
-            if min(made.values()) >= min(_ENOUGH, 2 * length):
+                elif seconds:
+                    length = max(_LEAST, min(_TOKENS, int(tokens / seconds)))
+            if number and time.perf_counter() - started > _SECONDS:
                 break
     finally:
         engine.drafting = True
