@@ -24,6 +24,7 @@ from localgemma.messages import ImagePart, Message, Part, TextPart, ToolCall, Vi
 ASSETS = Path(__file__).parent.parent / "assets" / "compare"
 SETS: Mapping[str, tuple[str, ...]] = {"small": ("small",), "full": ("small", "full"), "demo": ("demo",)}
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif"})
+_DEMO_TOKENS = 4096  # entries of the demo model's vocabulary; Gemma 4 has 262,144
 _KINDS = ("exact", "choice", "tool_calls", "json", "contains")
 _DESCRIBE = "Describe this picture."
 
@@ -51,6 +52,11 @@ class Corpus:
     questions: tuple[Question, ...] = ()
     asks: tuple[Ask, ...] = ()
     sha256: str = ""
+
+
+def default_set(vocabulary: int) -> str:
+    """The built-in set for a model whose vocabulary has so many entries: the demo model has one of its own."""
+    return "demo" if vocabulary == _DEMO_TOKENS else "small"
 
 
 def load_set(name: str, *, pictures: bool = True) -> Corpus:

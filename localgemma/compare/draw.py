@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from localgemma.gemma4 import vision
-from localgemma.messages import ImagePart, VideoPart
+from localgemma.messages import ImagePart, Pixels, VideoPart
 
 if TYPE_CHECKING:
     from PIL import ImageDraw
@@ -38,14 +38,17 @@ def picture(recipe: Mapping[str, Any]) -> ImagePart:
 def video(recipe: Mapping[str, Any]) -> VideoPart:
     """The video of a recipe, a frame a second."""
     budget, seconds = int(recipe.get("tokens", BUDGET)), int(recipe["seconds"])
-    frames = []
+    frames, known = [], dict[str, Pixels]()  # a frame like an earlier one is that one, which saves its megabyte
     for second in range(seconds):
         scene = [things for start, things in recipe.get("scenes", ()) if start <= second]
         things = [*(scene[-1] if scene else ())]
         for thing, x, y in recipe.get("moves", ()):
             part = second / (seconds - 1)
             things.append([*thing[:2], thing[2] + (x - thing[2]) * part, thing[3] + (y - thing[3]) * part, *thing[4:]])
-        frames.append((float(second), vision.prepare(_drawn(recipe, things), budget)))
+        key = repr(things)
+        if key not in known:
+            known[key] = vision.prepare(_drawn(recipe, things), budget)
+        frames.append((float(second), known[key]))
     return VideoPart(tuple(frames), "drawn.mp4", budget)
 
 

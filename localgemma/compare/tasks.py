@@ -155,6 +155,8 @@ def _contains(text: str, word: str) -> bool:
 
 
 def _plain(text: str) -> str:
+    """In one case and one kind of digits, without thousands' signs."""
+    text = "".join(str(unicodedata.decimal(sign)) if sign.isdecimal() else sign for sign in text)
     return _THOUSANDS.sub("", unicodedata.normalize("NFKC", text)).casefold()
 
 
