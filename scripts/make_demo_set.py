@@ -22,8 +22,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (
-    "arithmetic", "arithmetic-direct", "capitals", "facts", "smalltalk", "system", "extraction", "json", "needle", "multi-turn",
-    "tool-call", "tool-parallel", "tool-answer", "tool-none",
+    "arithmetic", "arithmetic-direct", "capitals", "facts", "smalltalk", "system", "extraction", "json", "needle",
+    "multi-turn", "tool-call", "tool-parallel", "tool-answer", "tool-none",
 )  # fmt: skip
 CATEGORY = {"arithmetic-direct": "science", "json": "code", "needle": "long"}
 COLOURS = ("red", "green", "blue", "yellow", "orange", "purple", "pink", "brown")

@@ -6,8 +6,10 @@ same text everywhere: of Python's random only `random()` is used, which stays th
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 
@@ -55,6 +57,12 @@ class _Dice:
 
 def document(recipe: Mapping[str, Any]) -> str:
     """The text of a recipe: paragraphs up to its number of words, with its needles after the paragraphs at their depths."""
+    return _document(json.dumps(recipe))
+
+
+@lru_cache(maxsize=16)  # several questions ask about one document
+def _document(text: str) -> str:
+    recipe = json.loads(text)
     dice, write = _Dice(int(recipe["seed"])), _KINDS[recipe["kind"]]
     paragraphs, words = list[str](), 0
     while words < int(recipe["words"]):
