@@ -8,14 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "open", "pull"]
+__all__ = ["__version__", "mcp", "open", "pull"]
 
 if TYPE_CHECKING:
-    from localgemma.runtime import open, pull
+    from localgemma.runtime import mcp, open, pull
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("open", "pull"):
+    if name in ("mcp", "open", "pull"):
         from localgemma import runtime
 
         return getattr(runtime, name)

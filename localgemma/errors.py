@@ -17,6 +17,7 @@ LocalgemmaError                exit 1
 │   ├── AccessError            5   the hub knows the file and will not hand it out: gated, private, bad token
 │   ├── ChecksumError          5   bytes that are not what they should be
 │   └── DiskError              5   full, read-only or failing disk
+├── ToolServerError            6   an MCP server that did not start, or ended
 ├── BackendError               6   llama.cpp could not be loaded or failed
 │   ├── LibraryError           6   no usable llama.cpp library
 │   └── DecodeError            6   an evaluation returned an error code
@@ -173,6 +174,13 @@ class DecodeError(BackendError):
 
     def __reduce__(self) -> tuple[type[DecodeError], tuple[str, int, str]]:
         return type(self), (self.message, self.status, self.hint)
+
+
+class ToolServerError(LocalgemmaError):
+    """An MCP server that did not start, ended, or speaks another protocol."""
+
+    exit_code = 6
+    http_status = 502
 
 
 class Cancelled(LocalgemmaError):

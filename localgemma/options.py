@@ -235,6 +235,28 @@ class ToolLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class ServerLimits:
+    """What an MCP server may take: `start_seconds` until it has listed its tools, `stop_seconds` to end by itself before it is
+    ended, `message_bytes` of one message, `tools` that it may offer and `tool_characters` of the schema and the description of
+    each.
+    """
+
+    start_seconds: float = 30.0
+    stop_seconds: float = 2.0
+    message_bytes: int = 16 << 20
+    tools: int = 256
+    tool_characters: int = 20_000
+
+    def __post_init__(self) -> None:
+        for name in ("start_seconds", "stop_seconds"):
+            value = getattr(self, name)
+            _require(_is_number(value) and 0 < value <= 3600, name, value, "seconds above 0, up to 3,600")
+        for name in ("message_bytes", "tools", "tool_characters"):
+            value = getattr(self, name)
+            _require(type(value) is int and value >= 1, name, value, "a whole number from 1")
+
+
+@dataclass(frozen=True, slots=True)
 class TransferOptions:
     """How files come from a hub: `connections` ranges at once; a request that fails is sent again, `attempts` times at most
     without a new byte in between, after `backoff` seconds doubled each time (at most `patience`, also where the hub asks for

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from localgemma import settings
 from localgemma.chat.conversation import Conversation
-from localgemma.chat.functions import Source, as_tools
+from localgemma.chat.functions import Source
 from localgemma.chat.tool_loop import Approve, Toolbox
 from localgemma.engine import CancelToken, Engine, EngineInfo
 from localgemma.errors import DoesNotFit, NotDownloaded, NotFound, UsageError
 from localgemma.fit.choices import Choice
 from localgemma.messages import Progress
-from localgemma.options import ChatOptions, LoadOptions, Sampling, ToolLimits, updated
+from localgemma.options import ChatOptions, LoadOptions, Sampling, ServerLimits, ToolLimits, updated
 
 if TYPE_CHECKING:
+    from localgemma.chat.mcp.servers import Servers
     from localgemma.files.catalog import Found, Variant
     from localgemma.files.download import Transferred
     from localgemma.files.locate import Local
@@ -77,8 +78,9 @@ class Model:
         """A new conversation; any field of ChatOptions, ToolLimits and Sampling may be given by name.
 
         `tools` are Python functions, which are run when the model calls them and `approve` allows it ("always", the names
-        that may run, or a function that is asked with each ToolCall), or declarations in the OpenAI form, whose calls
-        whoever reads the events answers with `Conversation.add_result` and `reply`.
+        that may run, or a function that is asked with each ToolCall), the servers of `localgemma.mcp`, whose tools are run
+        alike, or declarations in the OpenAI form, whose calls whoever reads the events answers with
+        `Conversation.add_result` and `reply`.
         """
         chat, limits, rest = dict[str, Any](), dict[str, Any](), dict[str, Any]()
         homes = {**{f.name: chat for f in fields(ChatOptions)}, **{f.name: limits for f in fields(ToolLimits)}}
@@ -89,7 +91,7 @@ class Model:
             system,
             updated(ChatOptions(thinking=thinking), chat),
             updated(Sampling(), rest),
-            tools=Toolbox(as_tools(tools), approve, updated(ToolLimits(), limits)),
+            tools=Toolbox.of(tools, approve, updated(ToolLimits(), limits)),
             fetch=_fetch_picture,
         )
 
@@ -218,6 +220,21 @@ def build() -> str:
     from localgemma.llamacpp import library
 
     return library.build()
+
+
+def mcp(config: str | Path | Mapping[str, Any], *, limits: ServerLimits | None = None, partial: bool = False) -> Servers:
+    """Start the MCP servers of a configuration file (or of what is in one), for `tools=[…]`; close them, or use `with`.
+
+    Where one does not start, its error is raised; `partial` goes on with the others. Servers that are reached by HTTP are
+    connections: offline mode refuses them, on this machine too. Raises NotFound, UsageError, ToolServerError, OfflineError.
+    """
+    try:
+        from localgemma.chat.mcp.servers import open_servers
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("mcp", "anyio"):
+            raise
+        raise UsageError("MCP servers need one more package.", "Run: pip install 'localgemma[mcp]'") from None
+    return open_servers(config, limits, partial=partial)
 
 
 def _fetch_picture(url: str) -> bytes:

@@ -80,6 +80,16 @@ def set_default_environment(name: str, value: str) -> None:
     os.environ.setdefault(name, value)
 
 
+def variable(name: str) -> str | None:
+    """A variable that a configuration file names (`${TOKEN}` for an MCP server); None where it is not set."""
+    return os.environ.get(name)
+
+
+def offline_variables() -> dict[str, str]:
+    """What tells a child process with an environment of its own that this one is offline."""
+    return {"LOCALGEMMA_OFFLINE": "1", "HF_HUB_OFFLINE": "1"} if load().offline else {}
+
+
 def go_offline() -> None:
     """Forbid connections in this process and its children: what --offline does."""
     os.environ["LOCALGEMMA_OFFLINE"] = "1"

@@ -8,10 +8,11 @@ from __future__ import annotations
 import inspect
 import re
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
+from localgemma.chat.declare import declared, is_sayable
 from localgemma.chat.docstrings import parse
 from localgemma.chat.hints import Field, Fields, object_schema, read_object
 from localgemma.errors import UsageError
@@ -21,11 +22,16 @@ _NAME = re.compile(r"[^\s{}()<>\"'|:]{1,128}")  # what Gemma's call syntax can c
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """What the model may call: `declaration` in the OpenAI form, and the function behind it, if it is run here."""
+    """What the model may call: `declaration` in the OpenAI form, and the function behind it, if it is run here.
+
+    `fields` are its parameters by their hints; None leaves arguments as they come. `schema` is what arguments are held to
+    where the declaration cannot say all of it.
+    """
 
     declaration: Mapping[str, Any]
     function: Callable[..., Any] | None = None
-    fields: Fields = field(default_factory=dict)
+    fields: Fields | None = field(default_factory=dict)
+    schema: Mapping[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -34,15 +40,26 @@ class Tool:
 
     def read(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments as the function's hints want them. Raises BadArgument, for the model to read."""
-        return read_object(self.fields, arguments, "")
+        return dict(arguments) if self.fields is None else read_object(self.fields, arguments, "")
 
 
-Source: TypeAlias = "Tool | Callable[..., Any] | Mapping[str, Any]"
+@runtime_checkable
+class ToolSource(Protocol):
+    """Several tools, which may be others before the next turn: those of MCP servers."""
+
+    def tools(self) -> Sequence[Tool]:
+        """The tools there are now."""
+
+    def news(self) -> Sequence[str]:
+        """What is to be said about them once."""
+
+
+Source: TypeAlias = "Tool | ToolSource | Callable[..., Any] | Mapping[str, Any]"
 
 
 def as_tools(sources: Iterable[Source]) -> tuple[Tool, ...]:
     """Every source as a tool. Raises UsageError for one that is none, and for a name that two have."""
-    tools = tuple(map(as_tool, sources))
+    tools = tuple(_each(sources))
     names = [tool.name for tool in tools]
     for name in names:
         if names.count(name) > 1:
@@ -50,12 +67,20 @@ def as_tools(sources: Iterable[Source]) -> tuple[Tool, ...]:
     return tools
 
 
-def as_tool(source: Source) -> Tool:
+def _each(sources: Iterable[Source]) -> Iterator[Tool]:
+    for source in sources:
+        if isinstance(source, ToolSource):
+            yield from source.tools()
+        else:
+            yield as_tool(source)
+
+
+def as_tool(source: Tool | Callable[..., Any] | Mapping[str, Any]) -> Tool:
     """A function, an OpenAI tool or a JSON schema with a name as a tool. Raises UsageError."""
     if isinstance(source, Tool):
         return source
     if isinstance(source, Mapping):
-        return Tool(_declared(source))
+        return _said(_declared(source))
     if not inspect.isroutine(source):
         raise UsageError(f"{source!r} is no tool.", 'Give a function, or a mapping: {"type": "function", "function": {…}}.')
     description, about = parse(source.__doc__)
@@ -66,6 +91,18 @@ def as_tool(source: Source) -> Tool:
         raise UsageError(f"{source.__name__} cannot be a tool: {error.message}", error.hint) from None
     function = {"name": source.__name__, "description": description, "parameters": parameters}
     return Tool(_declared({"type": "function", "function": function}), source, fields)
+
+
+def _said(declaration: Mapping[str, Any]) -> Tool:
+    """A tool of a declaration, whose schema is put as the template can say it if it is not."""
+    function = declaration["function"]
+    schema = function.get("parameters")
+    if not schema or is_sayable(schema):
+        return Tool(declaration)
+    try:
+        return Tool({**declaration, "function": {**function, "parameters": declared(schema)}}, schema=schema)
+    except UsageError as error:
+        raise UsageError(f"{function['name']} cannot be a tool. {error.message}", error.hint) from None
 
 
 def _declared(source: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -13,6 +13,10 @@ from typing import Any
 from localgemma.messages import ImagePart, Message, Part, Pixels, TextPart, ToolCall
 
 
+class ToolFailed(Exception):
+    """A tool's own report of an error, in words for the model."""
+
+
 def failure(call: ToolCall, text: str) -> Message:
     """The answer to a call that gave nothing, for the model to read."""
     return Message("tool", tool_call_id=call.id, name=call.name, result={"error": text})

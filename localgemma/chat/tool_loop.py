@@ -14,9 +14,9 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
-from localgemma.chat.functions import Source, Tool, as_tools
+from localgemma.chat.functions import Source, Tool, ToolSource, as_tools
 from localgemma.chat.hints import BadArgument
-from localgemma.chat.results import failure, success
+from localgemma.chat.results import ToolFailed, failure, success
 from localgemma.engine import CancelToken
 from localgemma.errors import Cancelled, UsageError
 from localgemma.messages import Done, Event, Message, Notice, Part, Timings, ToolCall, ToolResult, ToolStarted, Usage
@@ -28,30 +28,59 @@ Approve: TypeAlias = 'Callable[[ToolCall], bool] | Collection[str] | Literal["al
 _TICK = 0.05  # seconds between two looks at the cancel token while a tool runs
 _STOPPED = "The user stopped this call."
 
+# The call that this thread runs: cancelled at the moment when nobody waits for its result any more.
+RUNNING: contextvars.ContextVar[CancelToken | None] = contextvars.ContextVar("RUNNING", default=None)
+
 
 @dataclass(frozen=True)
 class Toolbox:
     """The tools of a conversation. `approve` is "always", the names that may run, or a function that is asked each time.
 
-    The function may raise Cancelled, which ends the turn.
+    The function may raise Cancelled, which ends the turn. `sources` are what the tools came from, where they may change.
     """
 
     tools: tuple[Tool, ...] = ()
     approve: Approve = "always"
     limits: ToolLimits = field(default_factory=ToolLimits)
+    sources: tuple[Source, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.approve, str) and self.approve != "always":  # a name would be searched in it, letter by letter
             raise UsageError(f"approve cannot be {self.approve!r}.", "Give 'always', a list of names, or a function.")
 
     @classmethod
-    def of(cls, sources: Tools) -> Toolbox:
+    def of(cls, sources: Tools, approve: Approve = "always", limits: ToolLimits | None = None) -> Toolbox:
         """A toolbox as it is, or one with these tools. Raises UsageError for what is no tool."""
-        return sources if isinstance(sources, Toolbox) else cls(as_tools(sources))
+        if isinstance(sources, Toolbox):
+            return sources
+        kept = tuple(sources)
+        changing = kept if any(isinstance(source, ToolSource) for source in kept) else ()
+        return cls(as_tools(kept), approve, limits or ToolLimits(), changing)
+
+    def renewed(self) -> tuple[Toolbox, list[str]]:
+        """The toolbox with the tools that its sources have now (itself if they are the same), and what to say about it."""
+        said = [text for source in self.sources if isinstance(source, ToolSource) for text in source.news()]
+        try:
+            tools = as_tools(self.sources) if self.sources else self.tools
+        except UsageError as error:
+            return self, [*said, f"The tools changed, and stay as they were. {error}"]
+        before = {tool.name: tool.declaration for tool in self.tools}
+        after = {tool.name: tool.declaration for tool in tools}
+        if list(before.items()) == list(after.items()):
+            return self, said
+        kinds = (
+            ("New tools", [name for name in after if name not in before]),
+            ("Tools that are gone", [name for name in before if name not in after]),
+            ("Tools that changed", [name for name in after if name in before and after[name] != before[name]]),
+        )
+        said += [f"{kind}: {', '.join(names)}." for kind, names in kinds if names]
+        return replace(self, tools=tools), said
 
     def find(self, name: str) -> Tool | None:
-        """The tool of this name."""
-        return next((tool for tool in self.tools if tool.name == name), None)
+        """The tool of this name; else the only one that a server offers by it (models at times leave `SERVER__` out)."""
+        exact = next((tool for tool in self.tools if tool.name == name), None)
+        bare = [tool for tool in self.tools if name and tool.name.endswith(f"__{name}")]
+        return exact or (bare[0] if len(bare) == 1 else None)
 
     def answers(self, calls: Sequence[ToolCall]) -> bool:
         """Whether these calls are answered here: there are functions, and no call is of a tool without one."""
@@ -59,9 +88,11 @@ class Toolbox:
         return any(tool.function for tool in self.tools) and all(tool is None or tool.function for tool in found)
 
     def approves(self, call: ToolCall) -> bool:
-        """Whether this call may run."""
+        """Whether this call may run, asked by the tool's whole name."""
         if self.approve == "always":
             return True
+        tool = self.find(call.name)
+        call = replace(call, name=tool.name) if tool is not None else call
         return self.approve(call) if callable(self.approve) else call.name in self.approve
 
 
@@ -167,6 +198,8 @@ class ToolTurn:
         """The work's result, from a thread that is left alone when time is up or the user stops."""
         box: queue.SimpleQueue[Message] = queue.SimpleQueue()
         context = contextvars.copy_context()
+        running = CancelToken()
+        context.run(RUNNING.set, running)
 
         def guarded() -> None:
             try:
@@ -177,13 +210,16 @@ class ToolTurn:
         threading.Thread(target=guarded, name=f"tool {call.name}", daemon=True).start()
         seconds = self._box.limits.tool_seconds
         end = time.monotonic() + seconds
-        while not self._cancel.cancelled:
-            try:
-                return box.get(timeout=max(0.0, min(_TICK, end - time.monotonic())))
-            except queue.Empty:
-                if time.monotonic() >= end:
-                    return failure(call, f"The tool did not answer within {seconds:g} seconds.")
-        return failure(call, _STOPPED)
+        try:
+            while not self._cancel.cancelled:
+                try:
+                    return box.get(timeout=max(0.0, min(_TICK, end - time.monotonic())))
+                except queue.Empty:
+                    if time.monotonic() >= end:
+                        return failure(call, f"The tool did not answer within {seconds:g} seconds.")
+            return failure(call, _STOPPED)
+        finally:
+            running.cancel()
 
 
 def _same(one: ToolCall, other: ToolCall) -> bool:
@@ -200,4 +236,4 @@ def _described(error: BaseException) -> str:
         text = " ".join(str(error).split())[:500]
     except Exception:
         text = ""
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return f"{type(error).__name__}: {text}" if text and not isinstance(error, ToolFailed) else text or type(error).__name__

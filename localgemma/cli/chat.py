@@ -14,7 +14,7 @@ from localgemma import settings
 from localgemma.cli.attach import attachments
 from localgemma.cli.output import Output, as_json, interruptible
 from localgemma.cli.plan import plan_flags, wishes_of
-from localgemma.cli.tools import toolbox_of
+from localgemma.cli.tools import tools_of
 from localgemma.engine import CancelToken
 from localgemma.errors import Cancelled, LocalgemmaError, NotFound, UsageError
 from localgemma.messages import Done
@@ -24,6 +24,7 @@ from localgemma.units import format_size
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from localgemma.chat.conversation import Conversation
     from localgemma.chat.sessions import Session
     from localgemma.fit.planner import Wishes
     from localgemma.messages import Event, Progress
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 @click.option("--no-save", is_flag=True, help="Keep nothing of this chat.")
 @click.option("--save-state", is_flag=True, help="Keep what the model has read and seen too, so that continuing is quick.")
 @click.option("--tool", "tools", multiple=True, metavar="MODULE:FUNCTION", help="A Python function that the model may call.")
+@click.option("--mcp", metavar="CONFIG", help="The tools of MCP servers; CONFIG is JSON as other clients read it.")
 @click.option("--allow", multiple=True, metavar="TOOL|all", help="Run this tool's calls without asking.")
 @click.option("--json", "as_object", is_flag=True, help="Print one JSON object instead of text.")
 @click.option("--quiet", is_flag=True, help="Only the answer and errors.")
@@ -65,8 +67,8 @@ def command(
     fps: float | None, frames: int | None,
     system: str | None, think: bool | None, think_budget: int | None, show_thinking: bool, max_tokens: int | None,
     temperature: float | None, top_p: float | None, top_k: int | None, seed: int | None, template: str | None,
-    again: bool, session: str | None, no_save: bool, save_state: bool, tools: tuple[str, ...], allow: tuple[str, ...],
-    as_object: bool, quiet: bool, offline: bool,
+    again: bool, session: str | None, no_save: bool, save_state: bool, tools: tuple[str, ...], mcp: str | None,
+    allow: tuple[str, ...], as_object: bool, quiet: bool, offline: bool,
     **flags: Any,
 ) -> None:  # fmt: skip
     """Talk with a model.
@@ -86,20 +88,19 @@ def command(
         chat_options["template"] = _text_file(template, "--template FILE")
     if system and system.startswith("@"):
         system = _text_file(system[1:], "--system @FILE").strip()
-    text = _prompt(prompt)
+    text = _prompt(prompt, needed="--json" if as_object else None)
     images, texts = attachments(files)
-    if text is None and as_object:
-        raise UsageError("--json needs a prompt.", "Give it as an argument or through a pipe.")
     output = Output(quiet=quiet, show_thinking=show_thinking, silent_answer=as_object)
-    toolbox = toolbox_of(tools, allow)
-    with _session(session, again) as kept, open_model(model or kept.model or "demo", mmproj, wishes, output) as opened:
+    with (
+        tools_of(tools, mcp, allow, output, partial=text is None) as (toolbox, servers),
+        _session(session, again) as kept,
+        open_model(model or kept.model or "demo", mmproj, wishes, output) as opened,
+    ):
         if template == "file":
             chat_options["template"] = opened.own_template()
         chat = opened.chat()
         chat.toolbox = toolbox
-        if kept.exists:
-            kept.restore(chat)
-            output.note(f"Continuing {kept.name}, {len(chat.history):,} messages.")
+        _taken_up(kept, chat, output)
         chat.system = chat.system if system is None else system
         chat.options, chat.sampling = updated(chat.options, chat_options), updated(chat.sampling, sampling)
         if not no_save:
@@ -108,7 +109,7 @@ def command(
         if text is None:
             from localgemma.cli.interactive import Interactive
 
-            Interactive(opened, chat, output, images, texts).run()
+            Interactive(opened, chat, output, images, texts, servers).run()
         else:
             done = answer(lambda token: chat.send("\n\n".join([*texts, text]), images, cancel=token), output)
             if as_object:
@@ -125,6 +126,13 @@ def command(
 def _remembering(wishes: Wishes) -> Wishes:
     """The wishes, with pictures encoded once and for all."""
     return replace(wishes, base=replace(wishes.base, picture_folder=settings.load().cache_dir / "pictures"))
+
+
+def _taken_up(kept: Session, chat: Conversation, output: Output) -> None:
+    """What was said in an earlier chat, if this one continues it."""
+    if kept.exists:
+        kept.restore(chat)
+        output.note(f"Continuing {kept.name}, {len(chat.history):,} messages.")
 
 
 def answer(start: Any, output: Output) -> Done:
@@ -181,9 +189,11 @@ def _text_file(name: str, how: str) -> str:
         raise UsageError(f"{name} cannot be read as text.", f"Give a UTF-8 text file: {how}") from None
 
 
-def _prompt(prompt: str | None) -> str | None:
-    """The prompt with what comes through a pipe before it; None on a terminal without a prompt."""
+def _prompt(prompt: str | None, needed: str | None) -> str | None:
+    """The prompt with what comes through a pipe before it; None on a terminal without a prompt, unless a flag needs one."""
     if sys.stdin is None or sys.stdin.isatty():
+        if prompt is None and needed:
+            raise UsageError(f"{needed} needs a prompt.", "Give it as an argument or through a pipe.")
         return prompt
     piped = sys.stdin.buffer.read().decode("utf-8", "replace").strip()
     if prompt is None and not piped:

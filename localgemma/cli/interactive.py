@@ -13,12 +13,14 @@ from localgemma.cli.chat import answer
 from localgemma.cli.output import Output, stats_line
 from localgemma.cli.sessions import save
 from localgemma.cli.terminal import reader
+from localgemma.cli.tools import listed
 from localgemma.engine import CancelToken
 from localgemma.errors import LocalgemmaError, UsageError
 from localgemma.messages import Event
 
 if TYPE_CHECKING:
     from localgemma.chat.conversation import Conversation
+    from localgemma.chat.mcp.servers import Servers
     from localgemma.runtime import Model
 
 COMMANDS = {
@@ -30,6 +32,7 @@ COMMANDS = {
     "/edit": "TEXT  replace your last message and answer anew",
     "/undo": "take back your last message and its answer",
     "/clear": "forget the conversation",
+    "/tools": "the tools and the MCP servers; restart NAME starts a server again",
     "/stats": "what the last answer cost, and the plan",
     "/save": "FILE  write the conversation as Markdown, or JSON for .json",
     "/help": "this list",
@@ -40,8 +43,16 @@ COMMANDS = {
 class Interactive:
     """One interactive conversation with its attachments; one that is kept has its lines remembered too."""
 
-    def __init__(self, model: Model, chat: Conversation, output: Output, images: list[Any], texts: list[str]) -> None:
-        self.model, self.chat, self.output = model, chat, output
+    def __init__(
+        self,
+        model: Model,
+        chat: Conversation,
+        output: Output,
+        images: list[Any],
+        texts: list[str],
+        servers: Servers | None = None,
+    ) -> None:
+        self.model, self.chat, self.output, self.servers = model, chat, output, servers
         self.images, self.texts = images, texts
         self._read = reader(COMMANDS, remember=chat.keep is not None)
         self._interrupted = False
@@ -165,6 +176,17 @@ class Interactive:
         self.chat.clear()
         self.images, self.texts = [], []
         self.output.note("The conversation is empty.")
+
+    def do_tools(self, rest: str) -> None:
+        """List the tools, or start a server again."""
+        what, _, name = rest.partition(" ")
+        if what not in ("", "restart") or bool(what) != bool(name):
+            raise UsageError(f"/tools cannot be {rest!r}.", "Write: /tools, or /tools restart NAME")
+        if name:
+            if self.servers is None:
+                raise UsageError("There are no MCP servers.", "Start with --mcp CONFIG.")
+            self.servers.restart(name.strip())
+        self.output.note(listed(self.chat.toolbox, self.servers))
 
     def do_stats(self, rest: str) -> None:
         """The last answer's cost and the plan."""

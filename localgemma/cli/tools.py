@@ -1,4 +1,4 @@
-"""Tools of the command line: `--tool MODULE:FUNCTION`, and the question before a call runs."""
+"""Tools of the command line: `--tool MODULE:FUNCTION`, `--mcp CONFIG`, and the question before a call runs."""
 
 from __future__ import annotations
 
@@ -7,40 +7,83 @@ import importlib
 import importlib.util
 import signal
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from localgemma.cli.output import call_line, clean
+from localgemma.cli.output import Output, call_line, clean
 from localgemma.errors import Cancelled, NotFound, UsageError
 from localgemma.messages import ToolCall
 
 if TYPE_CHECKING:
+    from localgemma.chat.functions import Tool
+    from localgemma.chat.mcp.servers import Servers
     from localgemma.chat.tool_loop import Toolbox
 
+_ABOUT = 100  # characters of a description in a list
 _HOW = "Write --tool MODULE:FUNCTION or --tool FILE.py:FUNCTION."
 
 
-def toolbox_of(specs: Sequence[str], allow: Collection[str]) -> Toolbox:
+def toolbox_of(specs: Sequence[str], allow: Collection[str], servers: Servers | None = None) -> Toolbox:
     """The tools that the flags name, asked for on the terminal unless they are allowed.
 
     Raises NotFound and UsageError, also where a question would be needed and there is no terminal to ask on.
     """
-    from localgemma.chat.functions import as_tools
     from localgemma.chat.tool_loop import Toolbox
 
-    tools = as_tools(_load(spec) for spec in specs)
-    names = {tool.name for tool in tools}
+    box = Toolbox.of([*(_load(spec) for spec in specs), *([servers] if servers is not None else [])])
+    names = {tool.name for tool in box.tools}
     for name in allow:
         if name != "all" and name not in names:
             raise UsageError(f"--allow {name} is none of the tools.", f"They are: {', '.join(sorted(names)) or 'none'}.")
-    asked = set() if "all" in allow else names - set(allow)
-    if asked and not (sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()):
+    if "all" in allow:
+        return box
+    asked = names - set(allow)
+    terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
+    if asked and not terminal:
         raise UsageError(f"There is no terminal to ask on before {min(asked)} runs.", f"Allow it: --allow {min(asked)}")
-    return Toolbox(tools, Asker(names - asked) if asked else "always")
+    return replace(box, approve=Asker(names - asked) if terminal else frozenset(names))
+
+
+@contextmanager
+def tools_of(
+    specs: Sequence[str], config: str | None, allow: Collection[str], output: Output, *, partial: bool
+) -> Iterator[tuple[Toolbox, Servers | None]]:
+    """The tools of the flags, and the MCP servers of `config`, which run while the block does.
+
+    A server that does not start is an error, or with `partial` a note. Raises as `toolbox_of` and `localgemma.mcp` do.
+    """
+    if config is None:
+        yield toolbox_of(specs, allow), None
+        return
+    from localgemma import runtime
+
+    with runtime.mcp(config, partial=partial) as servers:
+        box = toolbox_of(specs, allow, servers)
+        for note in (*servers.notes, *servers.news(), *(str(each.error) for each in servers.servers if each.error)):
+            output.note(note)
+        yield box, servers
+
+
+def listed(box: Toolbox, servers: Servers | None) -> str:
+    """All tools with what they do, those of MCP servers below their server and its state."""
+    theirs = {tool.name for tool in servers.tools()} if servers is not None else set()
+    lines = [_line(tool) for tool in box.tools if tool.name not in theirs]
+    for server in servers.servers if servers is not None else ():
+        why = f": {server.error.message}" if server.error is not None else ""
+        lines.append(f"{server.name} ({server.config}), {server.state}{why}")
+        lines += [f"  {_line(tool)}" for tool in server.tools]
+    return "\n".join(lines) or "There are no tools. Start with --tool MODULE:FUNCTION or --mcp CONFIG."
+
+
+def _line(tool: Tool) -> str:
+    about = " ".join(str(tool.declaration["function"].get("description", "")).split())
+    return f"{tool.name}  {about if len(about) <= _ABOUT else about[:_ABOUT] + '…'}".rstrip()
 
 
 class Asker:

@@ -143,3 +143,11 @@ class _Guard:
 
 def _is_loopback(address: str) -> bool:
     return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+
+
+def is_loopback_name(host: str) -> bool:
+    """Whether a host's name or address is this machine's own, as far as the name alone tells."""
+    try:
+        return host.lower() == "localhost" or _is_loopback(host)
+    except ValueError:
+        return False
