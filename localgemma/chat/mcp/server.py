@@ -30,7 +30,7 @@ State = Literal["starting", "running", "ended"]
 _log = logging.getLogger(__name__)
 _PAGES = 100  # of a list of tools
 _NO_SESSION = "Session terminated"  # what the mcp package makes of 404: the server was started anew and knows us no more
-_NEXT = "See its configuration; /tools restart starts it again."
+_NEXT = "Check its entry in the configuration."
 
 
 class Server:
