@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
@@ -11,20 +11,22 @@ from typing import TYPE_CHECKING, Any
 from localgemma import settings
 from localgemma.chat.conversation import Conversation
 from localgemma.chat.functions import Source
+from localgemma.chat.mcp import open_servers
 from localgemma.chat.tool_loop import Approve, Toolbox
 from localgemma.engine import CancelToken, Engine, EngineInfo
 from localgemma.errors import DoesNotFit, NotDownloaded, NotFound, UsageError
 from localgemma.fit.choices import Choice
 from localgemma.messages import Progress
-from localgemma.options import ChatOptions, LoadOptions, Sampling, ServerLimits, ToolLimits, updated
+from localgemma.options import ChatOptions, LoadOptions, Sampling, ToolLimits, updated
 
 if TYPE_CHECKING:
-    from localgemma.chat.mcp.servers import Servers
     from localgemma.files.catalog import Found, Variant
     from localgemma.files.download import Transferred
     from localgemma.files.locate import Local
     from localgemma.fit.explain import Decision
     from localgemma.fit.planner import Wishes
+
+mcp = open_servers
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,21 +222,6 @@ def build() -> str:
     from localgemma.llamacpp import library
 
     return library.build()
-
-
-def mcp(config: str | Path | Mapping[str, Any], *, limits: ServerLimits | None = None, partial: bool = False) -> Servers:
-    """Start the MCP servers of a configuration file (or of what is in one), for `tools=[…]`; close them, or use `with`.
-
-    Where one does not start, its error is raised; `partial` goes on with the others. Servers that are reached by HTTP are
-    connections: offline mode refuses them, on this machine too. Raises NotFound, UsageError, ToolServerError, OfflineError.
-    """
-    try:
-        from localgemma.chat.mcp.servers import open_servers
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("mcp", "anyio"):
-            raise
-        raise UsageError("MCP servers need one more package.", "Run: pip install 'localgemma[mcp]'") from None
-    return open_servers(config, limits, partial=partial)
 
 
 def _fetch_picture(url: str) -> bytes:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import atexit
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import ExitStack
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -15,7 +14,7 @@ from anyio.from_thread import start_blocking_portal
 
 from localgemma import settings
 from localgemma.chat.functions import Tool
-from localgemma.chat.mcp.config import Config, read_config
+from localgemma.chat.mcp.config import Config
 from localgemma.chat.mcp.guard import Guard
 from localgemma.chat.mcp.server import Server
 from localgemma.chat.results import ToolFailed
@@ -122,23 +121,6 @@ class Servers:
                     token.watch(None)
 
         return run
-
-
-def open_servers(
-    config: str | Path | Mapping[str, Any], limits: ServerLimits | None = None, *, partial: bool = False
-) -> Servers:
-    """Start the MCP servers of a configuration file (or of what is in one).
-
-    Where one does not start, its error is raised and none stays; `partial` keeps the others, as long as there is one. Raises
-    NotFound, UsageError, ToolServerError and OfflineError.
-    """
-    configs, notes = read_config(config)
-    servers = Servers(configs, limits, notes)
-    errors = servers.start()
-    if errors and (not partial or len(errors) == len(configs)):
-        servers.close()
-        raise errors[0]
-    return servers
 
 
 def _failure(future: Future[Any]) -> LocalgemmaError | None:
