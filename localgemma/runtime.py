@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from localgemma import settings
 from localgemma.chat.conversation import Conversation
 from localgemma.chat.functions import Source
-from localgemma.chat.mcp import open_servers
+from localgemma.chat.mcp import mcp as mcp
 from localgemma.chat.tool_loop import Approve, Toolbox
 from localgemma.engine import CancelToken, Engine, EngineInfo
 from localgemma.errors import DoesNotFit, NotDownloaded, NotFound, UsageError
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from localgemma.files.locate import Local
     from localgemma.fit.explain import Decision
     from localgemma.fit.planner import Wishes
-
-mcp = open_servers
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +77,8 @@ class Model:
     ) -> Conversation:
         """A new conversation; any field of ChatOptions, ToolLimits and Sampling may be given by name.
 
-        `tools` are Python functions, which are run when the model calls them and `approve` allows it ("always", the names
-        that may run, or a function that is asked with each ToolCall), the servers of `localgemma.mcp`, whose tools are run
-        alike, or declarations in the OpenAI form, whose calls whoever reads the events answers with
-        `Conversation.add_result` and `reply`.
+        `tools` are Python functions and the servers of `mcp`, run when the model calls them and `approve` allows it ("always",
+        names, or a function asked with each ToolCall), or OpenAI declarations, answered with `add_result` and `reply`.
         """
         chat, limits, rest = dict[str, Any](), dict[str, Any](), dict[str, Any]()
         homes = {**{f.name: chat for f in fields(ChatOptions)}, **{f.name: limits for f in fields(ToolLimits)}}

@@ -199,14 +199,6 @@ class Conversation:
     def _picture(self, source: Any, budget: int | Literal["auto"] | None) -> ImagePart:
         return picture_of(source, budget or self.options.image_tokens, self.engine.info, self._fetch)
 
-    def _renew_tools(self, messages: Sequence[Message]) -> None:
-        """Take up the tools that servers have now; they stand at the front of the prompt, so a change costs all of it."""
-        before = self.toolbox
-        self.toolbox, said = before.renewed()
-        if self.toolbox is not before and len(messages) > 1:
-            said.append(f"{self.engine.count(self._render(messages)):,} tokens will be read again.")
-        self._notices += [Notice(" ".join(said))] if said else []
-
     def _render(self, messages: Sequence[Message]) -> Prompt:
         from localgemma.gemma4.prompt import render, render_with_template
 
@@ -241,7 +233,8 @@ class Conversation:
         self, messages: list[Message], sampling: Sampling, cancel: CancelToken | None, said: Sequence[Notice] = ()
     ) -> Iterator[Event]:
         """Generations, and the tools that they call, until one calls none."""
-        self._renew_tools(messages)
+        self.toolbox, news = self.toolbox.renewed()
+        self._notices += map(Notice, news)
         tools = ToolTurn(self.toolbox, cancel, lambda source: self._picture(source, None))
         while tools.wants((yield from self._generation(messages, sampling, cancel, said))):
             self._busy = True

@@ -1,4 +1,4 @@
-"""MCP servers as sources of tools: `open_servers` starts those of a configuration, `Servers` keeps them.
+"""MCP servers as sources of tools: `mcp` starts those of a configuration, `Servers` keeps them.
 
 The `mcp` package is asynchronous: one thread with an event loop runs it, and everything here waits for that thread.
 """
@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from localgemma.chat.mcp.servers import Servers
 
 
-def open_servers(
-    config: str | Path | Mapping[str, Any], *, limits: ServerLimits | None = None, partial: bool = False
-) -> Servers:
+def mcp(config: str | Path | Mapping[str, Any], *, limits: ServerLimits | None = None, partial: bool = False) -> Servers:
     """Start the MCP servers of a configuration file (or of what is in one), for `tools=[…]`; close them, or use `with`.
 
     Where one does not start, its error is raised and none stays; `partial` keeps the others, as long as there is one. Servers
