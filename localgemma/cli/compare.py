@@ -36,6 +36,8 @@ _USE = "Write: localgemma compare A B --reference R"
 @click.option("--ctx", type=click.IntRange(512), metavar="N", help="Context; default: what the longest text needs.")
 @click.option("--gpu-layers", type=int, metavar="N", help="Layers on the GPU; 0 is none, -1 all.")
 @click.option("--threads", type=click.IntRange(1), metavar="N", help="Default: what suits this machine.")
+@click.option("--only-walk", is_flag=True, help="Divergence alone: no tasks, answers or speed.")
+@click.option("--report", metavar="FILE.html", type=_PATH, help="Write a report that opens offline.")
 @click.option("--markdown", is_flag=True, help="Print Markdown instead of a table.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @click.option("--json", "as_object", is_flag=True, help="Print everything as one JSON object.")
@@ -52,6 +54,8 @@ def command(
     ctx: int | None,
     gpu_layers: int | None,
     threads: int | None,
+    only_walk: bool,
+    report: Path | None,
     markdown: bool,
     as_csv: bool,
     as_object: bool,
@@ -65,14 +69,15 @@ def command(
     output = Output(quiet=quiet)
     if sum((markdown, as_csv, as_object)) > 1:
         raise UsageError("--markdown, --csv and --json are three forms of one result.", "Choose one of them.")
-    if save_reference is not None:
-        subjects.check_output(save_reference)
+    for path in (report, save_reference):
+        if path is not None:
+            subjects.check_output(path)
     corpus = _corpus(set_name, data, raw=raw)
     files = subjects.Files(any_architecture=raw)
     base, candidates, notes = _subjects(files, names, reference, kv)
     machine = probe.machine()
-    load = _load(base, corpus, subjects, ubatch)
-    load = replace(load, ctx=ctx or load.ctx, gpu_layers=gpu_layers, threads=threads)
+    load = _load(base, corpus, subjects, ubatch, raw=raw)
+    load = replace(load, ctx=ctx or load.ctx, gpu_layers=gpu_layers, threads=threads or machine.threads)
     limit = subjects.room(machine)
 
     def together(some: Sequence[Subject], how: Any) -> bool:
@@ -81,11 +86,14 @@ def command(
     cancel = CancelToken()
     job = run.Job(
         corpus, base, tuple(candidates), load, subjects.folder(),
-        subjects.around(machine, load, _template(base)), save_reference, notes,
+        subjects.around(machine, load, _template(base)), save_reference, not (raw or only_walk), notes,
     )  # fmt: skip
     with interruptible(cancel, output):
-        found = run.compare(job, run.Hands(files.open, together, output.progress, cancel))
+        found = run.compare(job, run.Hands(files.open, together, subjects.memory, output.progress, cancel))
     output.note(f"Compared over {found.conditions.positions:,} tokens.")
+    if report is not None:
+        _write(found, report)
+        output.note(f"The report is in {report}.")
     _show(found, "markdown" if markdown else "csv" if as_csv else "json" if as_object else "table")
 
 
@@ -137,7 +145,7 @@ def _subjects(
     return best, [each for each in found if each is not best], (note,)
 
 
-def _load(base: Subject | Reference, corpus: Corpus, subjects: Any, ubatch: int | None) -> Any:
+def _load(base: Subject | Reference, corpus: Corpus, subjects: Any, ubatch: int | None, *, raw: bool) -> Any:
     """How all are loaded: as the reference file was walked, or as the vocabulary and the texts ask."""
     from localgemma.compare.records import Subject
     from localgemma.compare.samples import largest
@@ -145,12 +153,13 @@ def _load(base: Subject | Reference, corpus: Corpus, subjects: Any, ubatch: int 
 
     if isinstance(base, Subject):
         longest, pictures = largest(corpus.items)
-        return subjects.layout(base.vocabulary_size, longest, pictures, ubatch)
+        load: LoadOptions = subjects.layout(base.vocabulary_size, longest, pictures, ubatch)
+        return replace(load, sequences=1) if raw else load  # one chunk after the other, as llama-perplexity -b 512 does
     origin = base.origin
     if ubatch is not None and ubatch != origin.ubatch:
         raise UsageError(f"{base.path.name} was walked with a ubatch of {origin.ubatch}.", "Leave out --ubatch.")
     longest = max(len(sample.passage) for sample in base.samples)
-    load: LoadOptions = subjects.layout(origin.vocabulary_size, longest, 0, origin.ubatch)
+    load = subjects.layout(origin.vocabulary_size, longest, 0, origin.ubatch)
     return replace(load, outputs=origin.outputs, sequences=origin.sequences, image_tokens=origin.image_tokens)
 
 
@@ -158,6 +167,14 @@ def _template(base: Subject | Reference) -> str:
     from localgemma.compare.records import Subject
 
     return base.template if isinstance(base, Subject) else base.origin.template
+
+
+def _write(found: Comparison, report: Path) -> None:
+    from localgemma.compare.keep import whole
+    from localgemma.compare.report_html import html
+
+    with whole(report) as stream:
+        stream.write(html(found).encode())
 
 
 def _show(found: Comparison, form: str) -> None:

@@ -74,7 +74,10 @@ class Files:
         """Load a subject for walking. Raises what loading raises."""
         from localgemma import runtime
 
-        projector = self.projector[subject.sha256] if load.image_tokens else None
+        others = (each for each in self.projector.values() if each)
+        projector = self.projector[subject.sha256] or next(others, None) if load.image_tokens else None
+        if load.image_tokens and projector is None:
+            raise UsageError("The data has pictures, and there is no projector.", "Put the mmproj file beside the model's.")
         kv = replace(load, kv=subject.kv)  # type: ignore[arg-type]
         return runtime.open_for_reading(self.text[subject.sha256], projector, kv, any_architecture=self.any_architecture)
 
@@ -151,6 +154,14 @@ def around(machine: Machine, load: LoadOptions, template: str) -> Conditions:
         set="", positions=0, items=0, build=runtime.build(), backend=backend, ubatch=load.ubatch or 0, template=template,
         machine=machine.key, memory_limit=room(machine), date=datetime.now(UTC).strftime("%Y-%m-%d"),
     )  # fmt: skip
+
+
+def memory() -> dict[str, int]:
+    """Bytes that this process holds: of RAM, and of each GPU by what others cannot have."""
+    from localgemma.fit import probe
+
+    gpus = {gpu.name: gpu.total - gpu.free for gpu in probe.machine().gpus}
+    return {"RAM": probe.resident(), **gpus}
 
 
 def folder() -> Path:

@@ -56,8 +56,8 @@ class Tokens:
 
 @cache
 def pool() -> ThreadPoolExecutor:
-    """Threads that numpy works in; it lets go of the interpreter's lock."""
-    return ThreadPoolExecutor(min(16, os.cpu_count() or 1), "localgemma-metrics")
+    """Threads that numpy and engines work in; both let go of the interpreter's lock."""
+    return ThreadPoolExecutor(min(16, os.cpu_count() or 1), "localgemma-compare")
 
 
 def parts(rows: int, width: int) -> list[slice]:

@@ -9,13 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from localgemma.compare import lgref, metrics, walks
+from localgemma.compare import lgref, metrics, results, walks
 from localgemma.compare.corpus import Corpus
-from localgemma.compare.keep import Store
+from localgemma.compare.extras import Asking, Extras, speed_of
+from localgemma.compare.keep import Store, key_of
 from localgemma.compare.lgref import Origin, Reference
-from localgemma.compare.metrics import Tokens
-from localgemma.compare.records import Comparison, Conditions, Divergence, Interval, Result, Subject
+from localgemma.compare.records import Comparison, Conditions, Divergence, Result, Subject
 from localgemma.compare.samples import Sample, prepared
+from localgemma.compare.tasks import against
 from localgemma.compare.walks import Walking, identity
 from localgemma.engine import CancelToken, Engine
 from localgemma.errors import UsageError
@@ -23,17 +24,20 @@ from localgemma.messages import Progress
 from localgemma.options import LoadOptions
 
 if TYPE_CHECKING:
-    import numpy as np
+    pass
 
-NOISE_SEGMENTS = 2  # walked again at another ubatch for the noise floor
+NOISE_SEGMENTS = 1  # walked again at another ubatch for the noise floor
 
 
 @dataclass(frozen=True, slots=True)
 class Hands:
-    """What the caller does for a comparison: opens a subject, and says whether some fit into memory at once."""
+    """What the caller does for a comparison: opens a subject, says whether some fit into memory at once, and how many bytes
+    this process holds by device.
+    """
 
     open: Callable[[Subject, LoadOptions], Engine]
     together: Callable[[Sequence[Subject], LoadOptions], bool]
+    memory: Callable[[], Mapping[str, int]] = dict
     told: Callable[[Progress], None] = lambda _: None
     cancel: CancelToken = field(default_factory=CancelToken)
 
@@ -42,7 +46,9 @@ class Hands:
 class Job:
     """What is compared, and with what: the texts, the reference (a subject, or an opened file), the candidates.
 
-    `load` is how all are opened; its ctx must hold the longest text. `around` has what the caller knows of the conditions.
+    `load` is how all are opened, with all threads that may be used; its ctx must hold the longest text. `around` has what the
+    caller knows of the conditions.
+    Without `ask` nothing is generated: no tasks, answers or speed.
     """
 
     corpus: Corpus
@@ -52,6 +58,7 @@ class Job:
     store: Path
     around: Conditions
     save_reference: Path | None = None
+    ask: bool = True
     notes: tuple[str, ...] = ()
 
 
@@ -84,8 +91,10 @@ class _Run:
         self._engines: dict[str, Engine] = {}
         reference = job.reference
         self._file = reference if isinstance(reference, Reference) else None
-        self._base = subject_of(reference) if isinstance(reference, Reference) else reference
+        self._base = results.subject_of(reference) if isinstance(reference, Reference) else reference
         self._walking: Walking
+        self._store = Store(job.store)
+        self._asking = Asking(job.corpus, self._store, hands.told, hands.cancel)
 
     def close(self) -> None:
         """Free every model."""
@@ -95,8 +104,28 @@ class _Run:
 
     def _open(self, subject: Subject, load: LoadOptions | None = None) -> Engine:
         if subject.label not in self._engines:
-            self._engines[subject.label] = self._hands.open(subject, load or self._job.load)
+            before = self._hands.memory()
+            engine = self._engines[subject.label] = self._hands.open(subject, load or self._job.load)
+            if self._job.ask:
+                self._measure(subject, engine, before)
         return self._engines[subject.label]
+
+    def _measure(self, subject: Subject, engine: Engine, before: Mapping[str, int]) -> None:
+        """Speed and memory of a subject that was just opened, unless they are known."""
+        key = self._asked_key(subject)
+        found = self._asking.known(key)
+        if found.speed is None:
+            speed = speed_of(engine)
+            taken = {name: max(0, size - before.get(name, 0)) for name, size in self._hands.memory().items()}
+            found.speed = replace(speed, memory={name: size for name, size in taken.items() if size})
+            self._asking.keep(key, found)
+
+    def _asked_key(self, subject: Subject) -> str:
+        """What is asked, and of whom, under which library."""
+        load, around = self._job.load, self._job.around
+        return key_of(
+            "asked", self._job.corpus.sha256, self._job.corpus.name, around.build, load.gpu_layers, identity(subject)
+        )
 
     def _only(self, subjects: Sequence[Subject]) -> None:
         """Close all engines but these subjects'."""
@@ -106,8 +135,8 @@ class _Run:
     def whole(self) -> Comparison:
         """Everything in its order."""
         job = self._job
-        samples = list(self._file.samples) if self._file else prepared(job.corpus.items, self._open(self._base))
-        self._walking = Walking(samples, job.load, Store(job.store), job.around.build, self._hands.cancel, self._hands.told)
+        samples = list(self._file.samples) if self._file else self._prepared()
+        self._walking = Walking(samples, job.load, self._store, job.around.build, self._hands.cancel, self._hands.told)
         same_family = [each for each in job.candidates if each.family == self._base.family]
         exact = self._file is None and all(self._pair(each) for each in same_family)
         self._expect(len(same_family), exact=exact)
@@ -118,7 +147,7 @@ class _Run:
         noise = self._noise()
         if job.save_reference is not None:
             self._save(job.save_reference, noise)
-        results = [self._result(each, exact=exact) for each in job.candidates]
+        found = [self._result(each, exact=exact) for each in job.candidates]
         conditions = replace(
             job.around,
             set=self._file.origin.set if self._file else job.corpus.name,
@@ -126,10 +155,31 @@ class _Run:
             items=len(samples),
             ubatch=job.load.ubatch or 0,
             noise=noise,
-            noise_ubatch=other_ubatch(job.load).ubatch or 0,
+            noise_ubatch=walks.other_ubatch(job.load).ubatch or 0,
             exact=exact,
         )
-        return Comparison(Result(self._base), tuple(results), conditions, notes=job.notes)
+        base = self._found(self._base)
+        everybody = {self._base.label: base} | {each.label: self._found(each) for each in job.candidates}
+        return Comparison(
+            Result(self._base, tasks=self._asking.scores(base), speed=base.speed), tuple(found), conditions,
+            self._asking.side_by_side(everybody, self._base.label), notes=job.notes,
+        )  # fmt: skip
+
+    def _prepared(self) -> list[Sample]:
+        """The texts in the reference's tokens, with its own answers to prompts that came without one."""
+        engine = self._open(self._base)
+        answers = self._asking.answer(self._asked_key(self._base), engine).answers if self._job.ask else {}
+        return prepared([*self._job.corpus.items, *self._asking.items(answers)], engine)
+
+    def _ask(self, subject: Subject) -> None:
+        key = self._asked_key(subject)
+        if self._job.ask and (self._asking.lacks(key) or self._asking.known(key).speed is None):
+            self._asking.ask(key, self._alone(subject))
+
+    def _found(self, subject: Subject) -> Extras:
+        if self._file is not None and subject is self._base:
+            return Extras.from_json(self._file.origin.extra.get("asked"))
+        return self._asking.known(self._asked_key(subject)) if self._job.ask else Extras()
 
     def _pair(self, each: Subject) -> bool:
         return self._hands.together([self._base, each], self._job.load)
@@ -152,19 +202,35 @@ class _Run:
 
     def _side_by_side(self, subjects: Sequence[Subject]) -> None:
         for group in self._rounds(subjects):
-            self._only([self._base, *group])
-            engines = {"": self._open(self._base)} | {each.label: self._open(each) for each in group}
-            walks.exactly(self._walking, self._base, engines, group)
+            self._together(group)
+        for each in (self._base, *subjects):
+            self._ask(each)
+
+    def _together(self, group: Sequence[Subject]) -> None:
+        """Walk some candidates beside the reference, each model with its share of the threads: fewer wait for each other."""
+        if not walks.lacking(self._walking, self._base, group):
+            return
+        self.close()
+        everybody = (self._base, *group)
+        threads = self._job.load.threads or 1
+        share = replace(self._job.load, threads=max(1, threads // min(threads, len(everybody))))
+        for each in everybody:
+            self._engines[each.label] = self._hands.open(each, share)
+        engines = {"": self._engines[self._base.label]} | {each.label: self._engines[each.label] for each in group}
+        walks.exactly(self._walking, self._base, engines, group)
+        self.close()
 
     def _one_by_one(self, subjects: Sequence[Subject]) -> None:
         if self._file is None:
             walks.record(self._walking, self._base, partial(self._open, self._base))
+            self._ask(self._base)
             kept = walks.from_store(self._walking, self._base)
         else:
             kept = walks.from_file(self._walking, self._file)
         for each in subjects:
             self._only([each])
             walks.sampled(self._walking, kept, self._key(each, exact=False), partial(self._open, each))
+            self._ask(each)
 
     def _key(self, each: Subject, *, exact: bool) -> str:
         who = (identity(self._base), identity(each))
@@ -173,10 +239,10 @@ class _Run:
     def _noise(self) -> Divergence | None:
         """The reference's own file at another ubatch: what the arithmetic alone makes of it."""
         if self._file is not None:
-            return divergence_from(self._file.origin.extra.get("noise"))
+            return results.divergence_from(self._file.origin.extra.get("noise"))
         walking, numbers = self._walking, range(min(NOISE_SEGMENTS, len(self._walking.segments)))
         walks.record(walking, self._base, lambda: self._alone(self._base), numbers)
-        again = other_ubatch(self._job.load)
+        again = walks.other_ubatch(self._job.load)
         key = walking.key(identity(self._base), "noise", str(again.ubatch))
         with self._extra(self._base, again) as engine:
             walks.sampled(walking, walks.from_store(walking, self._base), key, engine, numbers)
@@ -212,68 +278,18 @@ class _Run:
             template=base.template, family=base.family, build=around.build, backend=around.backend, ubatch=load.ubatch or 0,
             outputs=load.outputs, sequences=load.sequences, vocabulary_size=base.vocabulary_size,
             image_tokens=load.image_tokens, bytes=base.bytes, bits_per_weight=base.bits_per_weight, quant=base.quant,
-            kv=base.kv, date=around.date, extra={"noise": asdict(noise) if noise else None},
+            kv=base.kv, date=around.date, 
+            extra={"noise": asdict(noise) if noise else None, "asked": self._found(base).as_json()},
         )  # fmt: skip
         lgref.write(target, origin, self._walking.samples, walks.records(self._walking, base))
 
     def _result(self, each: Subject, *, exact: bool) -> Result:
+        found, base = self._found(each), self._found(self._base)
+        scores = against(self._asking.scores(found), self._asking.scores(base))
         if each.family != self._base.family:
             why = f"its weights are {each.family or 'not QAT'}, the reference's {self._base.family or 'not QAT'}"
-            return Result(each, why_not=f"No divergence: {why}. Tasks compare them.")
+            return Result(each, tasks=scores, speed=found.speed, why_not=f"No divergence: {why}. Tasks compare them.")
         tokens, items = walks.gathered(self._walking, self._key(each, exact=exact))
         notes = () if each.template == self._base.template else ("Its chat template is another than the reference's.",)
-        return Result(
-            each,
-            overall=_divergence(tokens, items),
-            categories=_by_category(tokens, items, self._walking.samples),
-            positions=metrics.by_distance(tokens.kl, _distances(self._walking.samples)),
-            notes=notes,
-        )
-
-
-def _divergence(tokens: Tokens, items: Sequence[int] | np.ndarray) -> Divergence:
-    found = metrics.divergence(tokens, items)
-    return replace(found, kl=metrics.with_sampling(found.kl, found.sampled_error))
-
-
-def _by_category(tokens: Tokens, items: Sequence[int], samples: Sequence[Sample]) -> Mapping[str, Divergence]:
-    import numpy as np
-
-    of = np.array([samples[index].category for index in items])
-    names = dict.fromkeys(sample.category for sample in samples)
-    places = np.asarray(items)
-    return {name: _divergence(tokens.chosen(of == name), places[of == name]) for name in names}
-
-
-def _distances(samples: Sequence[Sample]) -> np.ndarray:
-    import numpy as np
-
-    return np.concatenate([np.arange(len(sample.targets)) for sample in samples])
-
-
-def other_ubatch(load: LoadOptions) -> LoadOptions:
-    """The same load with half the ubatch, in which pictures must still fit."""
-    half = max(16, (load.ubatch or 512) // 2)
-    if half < load.image_tokens:
-        half = (load.ubatch or 512) * 2
-    return replace(load, ubatch=half, outputs=min(load.outputs, half))
-
-
-def subject_of(opened: Reference) -> Subject:
-    """The subject that a reference file was made from."""
-    origin = opened.origin
-    return Subject(
-        label=origin.label, name=origin.model, quant=origin.quant, bytes=origin.bytes, sha256=origin.sha256,
-        bits_per_weight=origin.bits_per_weight, kv=origin.kv, family=origin.family, vocabulary=origin.vocabulary,
-        vocabulary_size=origin.vocabulary_size, template=origin.template,
-    )  # fmt: skip
-
-
-def divergence_from(record: object) -> Divergence | None:
-    """A divergence that was kept as JSON; None where there is none."""
-    if not isinstance(record, Mapping):
-        return None
-    values = dict(record)
-    for name in ("kl", "same_top", "ratio"):
-        values[name] = Interval(**values[name])
-    return Divergence(**values)
+        bare = Result(each, tasks=scores, speed=found.speed, notes=notes)
+        return results.measured(bare, tokens, items, self._walking.samples)

@@ -63,7 +63,7 @@ def _chunks(item: Item, engine: Engine) -> Iterator[Sample]:
             return
         first = len(chunk) // 2
         start = chunk[0] if bos is None else bos
-        run = (start, *chunk[1:-1])
+        run = (start, *chunk[1:])  # the last predicts nothing, but rows may share a kernel's tile with it
         yield Sample(f"{item.id}-{number}", item.category, Passage((run,), first), tuple(chunk[first + 1 :]))
 
 

@@ -32,11 +32,34 @@ def lockstep(engines: Sequence[Engine], samples: Sequence[Sample], cancel: Cance
     """The same block of every engine, one block at a time, each in its engine's own buffer."""
     passages = [sample.passage for sample in samples]
     walks = [_walks(engine).walk(passages, cancel) for engine in engines]
-    for batches in zip(*walks, strict=True):
+    while (batches := _step(walks)) is not None:
         for blocks in zip(*batches, strict=True):
             if len({(block.passage, block.position, block.logits.shape) for block in blocks}) != 1:
                 raise BackendError("The models did not walk in step.", "Compare them one at a time.")
-            yield list(blocks)
+            if kept := _scored(samples, blocks):
+                yield kept
+
+
+def _step(walks: Sequence[Iterator[list[Block]]]) -> list[list[Block]] | None:
+    """The next batch of every walk, all at once: small batches fill few cores, and several models more of them."""
+    if len(walks) == 1:
+        return next(([batch] for batch in walks[0]), None)
+    batches = list(metrics.pool().map(lambda each: next(each, None), walks))
+    if all(batch is None for batch in batches):
+        return None
+    found = [batch for batch in batches if batch is not None]
+    if len(found) != len(walks):
+        raise BackendError("The models did not walk in step.", "Compare them one at a time.")
+    return found
+
+
+def _scored(samples: Sequence[Sample], blocks: Sequence[Block]) -> list[Block]:
+    """The blocks without rows after which nothing is to be predicted; none where no row is left."""
+    sample, start = samples[blocks[0].passage], blocks[0].position
+    rows = sample.passage.first + len(sample.targets) - start
+    if rows >= len(blocks[0].logits):
+        return list(blocks)
+    return [Block(block.passage, start, block.logits[:rows]) for block in blocks] if rows > 0 else []
 
 
 def _walks(engine: Engine) -> Walks:

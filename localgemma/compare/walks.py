@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from localgemma.compare import lgref, reference, walk
@@ -75,6 +75,12 @@ class Walking:
 def identity(subject: Subject) -> str:
     """What tells a subject's predictions from another's."""
     return f"{subject.sha256}/{subject.kv}"
+
+
+def lacking(walking: Walking, base: Subject, subjects: Sequence[Subject]) -> bool:
+    """Whether anything of an exact comparison is still to be walked."""
+    keys = [walking.key(identity(base), identity(subject)) for subject in subjects]
+    return any(walking.store.get_tokens(key, number) is None for key in keys for number in range(len(walking.segments)))
 
 
 def exactly(walking: Walking, base: Subject, engines: Mapping[str, Engine], subjects: Sequence[Subject]) -> None:
@@ -170,3 +176,11 @@ def gathered(walking: Walking, key: str, numbers: Sequence[int] | None = None) -
             parts.append(tokens)
             items += [[index] * len(walking.samples[index].targets) for index in walking.segments[number]]
     return Tokens.joined(parts) if parts else Tokens.empty(0), list(chain.from_iterable(items))
+
+
+def other_ubatch(load: LoadOptions) -> LoadOptions:
+    """The same load with half the ubatch, in which pictures must still fit."""
+    half = max(16, (load.ubatch or 512) // 2)
+    if half < load.image_tokens:
+        half = (load.ubatch or 512) * 2
+    return replace(load, ubatch=half, outputs=min(load.outputs, half))
