@@ -1,6 +1,7 @@
 """An MCP server of the standard library alone, which speaks the protocol of 2025 and behaves as badly as its argument says.
 
 python tests/mcp_odd.py mute | dies | stubborn | child | garbage | endless | many | changes | nested | pages | odd
+python tests/mcp_odd.py markers TEXT
 """
 
 from __future__ import annotations
@@ -94,6 +95,14 @@ def main() -> None:
         ]
     if KIND == "nested":
         tools.append({"name": "deep", "inputSchema": nested(60)})
+    if KIND == "markers":
+        text = sys.argv[2]
+        properties = {
+            text: {"type": "string", "description": text, "enum": [text]},
+            "text": {"anyOf": [{"const": text}, {"const": 1}]},
+        }
+        schema = {"type": "object", "properties": properties, "required": [text], "description": text}
+        tools[:] = [{"name": f"echo{text}", "title": text, "description": text, "inputSchema": schema}]
     if KIND == "mute":
         time.sleep(600)
     for line in sys.stdin:

@@ -163,6 +163,7 @@ def test_the_usual_form_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ('{"mcpServers": []}', '"mcpServers" is no object'),
         ('{"mcpServers": {}}', "no MCP server that is switched on"),
         ('{"mcpServers": {"": {"command": "x"}}}', "mcpServers has a name that is empty"),
+        ('{"mcpServers": {"a\\nb": {}}}', "mcpServers.'a\\nb' has a name that is empty"),
         ('{"mcpServers": {"a": 1}}', "mcpServers.a is no object"),
         ('{"mcpServers": {"a": {}}}', "mcpServers.a.command is missing"),
         ('{"mcpServers": {"a": {"command": 1}}}', "mcpServers.a.command is no text"),

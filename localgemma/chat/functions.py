@@ -17,7 +17,7 @@ from localgemma.chat.docstrings import parse
 from localgemma.chat.hints import Field, Fields, object_schema, read_object
 from localgemma.errors import UsageError
 
-_NAME = re.compile(r"[^\s{}()<>\"'|:]{1,128}")  # what Gemma's call syntax can carry
+_NAME = re.compile(r"[^\s\x00-\x1f\x7f-\x9f{}()<>\"'|:]{1,128}")  # what Gemma's call syntax can carry
 
 
 @dataclass(frozen=True, slots=True)

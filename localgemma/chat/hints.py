@@ -98,7 +98,8 @@ def _bare(hint: Any) -> tuple[Any, str]:
     """The hint without Annotated, Required and NotRequired, and the text that Annotated gave."""
     note = ""
     while get_origin(hint) in (Annotated, typing.Required, typing.NotRequired):
-        note = note or " ".join(each for each in getattr(hint, "__metadata__", ()) if isinstance(each, str))
+        said = [getattr(each, "description", each) for each in getattr(hint, "__metadata__", ())]  # pydantic's Field has one
+        note = note or " ".join(each for each in said if isinstance(each, str))
         hint = get_args(hint)[0]
     return hint, note
 

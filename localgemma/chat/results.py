@@ -7,10 +7,13 @@ import dataclasses
 import enum
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from localgemma.messages import ImagePart, Message, Part, Pixels, TextPart, ToolCall
+
+_DEPTH = 64  # levels of data, as many as a call may have; what is nested more deeply is written out as text
+_PICTURES = 8  # of one result
 
 
 class ToolFailed(Exception):
@@ -25,26 +28,47 @@ def failure(call: ToolCall, text: str) -> Message:
 def success(call: ToolCall, value: Any, limit: int, picture: Callable[[Any], Part]) -> Message:
     """What a tool returned, as a message. Text stays text, data become plain JSON, pictures are read by `picture`.
 
-    Text beyond `limit` characters is cut, which the text says. Raises whatever a value raises that is none of these.
+    Text beyond `limit` characters in all is cut, which the text says, and pictures beyond the eighth are left out. Raises
+    whatever a value raises that is none of these.
     """
     if inspect.iscoroutine(value):
         value = asyncio.run(value)
     items = value if isinstance(value, (list, tuple)) and any(map(_is_picture, value)) else [value]
     if any(map(_is_picture, items)):
-        parts: list[Part] = [picture(_source(item)) if _is_picture(item) else _words(item, limit) for item in items]
-        return Message("tool", tuple(parts), tool_call_id=call.id, name=call.name)
+        return Message("tool", tuple(_parts(items, limit, picture)), tool_call_id=call.id, name=call.name)
     if not isinstance(value, str):
         data = json.loads(json.dumps(value, default=_plain))
         text = json.dumps(data, ensure_ascii=False)
-        if len(text) <= limit:
+        if len(text) <= limit and not _is_deeper(data, _DEPTH):
             data = data if isinstance(data, Mapping) else {"value": data}
             return Message("tool", tool_call_id=call.id, name=call.name, result=data)
         value = text
     return Message("tool", (TextPart(_cut(value, limit)),), tool_call_id=call.id, name=call.name)
 
 
-def _words(value: Any, limit: int) -> TextPart:
-    return TextPart(_cut(value if isinstance(value, str) else json.dumps(value, default=_plain, ensure_ascii=False), limit))
+def _parts(items: Sequence[Any], limit: int, picture: Callable[[Any], Part]) -> Iterator[Part]:
+    """Pictures and the words around them."""
+    seen = 0
+    for item in items:
+        if _is_picture(item):
+            seen += 1
+            if seen <= _PICTURES:
+                yield picture(_source(item))
+        elif limit > 0:
+            text = item if isinstance(item, str) else json.dumps(item, default=_plain, ensure_ascii=False)
+            yield TextPart(_cut(text, limit))
+            limit -= len(text)
+    if seen > _PICTURES:
+        yield TextPart(f"[{seen - _PICTURES} more pictures are left out]")
+
+
+def _is_deeper(data: Any, levels: int) -> bool:
+    """Whether plain data are nested beyond this many levels."""
+    layer = [data]
+    for _ in range(levels):
+        layer = [each for each in layer if isinstance(each, (dict, list))]
+        layer = [inner for each in layer for inner in (each.values() if isinstance(each, dict) else each)]
+    return bool(layer)
 
 
 def _cut(text: str, limit: int) -> str:

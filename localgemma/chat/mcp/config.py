@@ -184,5 +184,6 @@ class _Entry:
         return _VARIABLE.sub(value, text)
 
     def _wrong(self, key: str, what: str, hint: str) -> NoReturn:
-        place = ".".join(filter(None, ("mcpServers", self._name[:64], key)))
+        name = self._name[:64] if self._name.isprintable() else repr(self._name[:64])
+        place = ".".join(filter(None, ("mcpServers", name, key)))
         raise UsageError(f"In {self._where}, {place} {what}.", hint)
