@@ -23,6 +23,7 @@ from localgemma.llamacpp.probe import Probe, kl
 from localgemma.make import quantize, recipe, sensitivity, types
 from localgemma.make.quantize import Planned, Wish, padded
 from localgemma.make.sensitivity import Choice, Table
+from localgemma.messages import Progress
 from localgemma.options import LoadOptions
 
 pytest.importorskip("llama_cpp")
@@ -262,6 +263,14 @@ def test_cancelling_a_measurement(source: Path) -> None:
             progress=lambda _: cancel.cancel(),
             cancel=cancel,
         )
+
+
+def test_a_measurement_says_how_far_it_is(source: Path) -> None:
+    told: list[Progress] = []
+    sensitivity.measure(source, ["Capital of Ruta?"], None, sensitivity.Settings(bands=1, load=LOAD), progress=told.append)
+    steps = [one for one in told if one.stage == "measure"]
+    assert [one.done for one in steps] == list(range(1, len(steps) + 1)) and steps[-1].done == steps[-1].total
+    assert steps[-1].seconds_left == 0 and all(one.seconds_left is not None for one in steps)
 
 
 def run(*words: str) -> Any:

@@ -57,12 +57,22 @@ class Probe:
                 self._places.setdefault(name, set()).add(tensor.src[0])
         return False
 
-    def divergence(self, prompts: Sequence[Sequence[Run]], references: Sequence[np.ndarray], cancel: CancelToken) -> float:
-        """Mean Kullback-Leibler divergence, in nats a token, of the model as it is now from the reference logits."""
+    def divergence(
+        self,
+        prompts: Sequence[Sequence[Run]],
+        references: Sequence[np.ndarray],
+        cancel: CancelToken,
+        step: Callable[[], None] = lambda: None,
+    ) -> float:
+        """Mean Kullback-Leibler divergence, in nats a token, of the model as it is now from the reference logits.
+
+        `step` is called after each prompt.
+        """
         total, count = 0.0, 0
         for runs, reference in zip(prompts, references, strict=True):
             total += float(kl(reference, self.observed.logits(runs, cancel)).sum())
             count += len(reference)
+            step()
         return total / max(count, 1)
 
     def sample(self, name: str, count: int) -> np.ndarray:

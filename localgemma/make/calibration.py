@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -51,8 +52,10 @@ def collect(
                 runs += [[chunk] for chunk in observed.chunks(piece, CHUNK)]
             else:
                 runs.append(observed.runs(piece))
+        begun = time.monotonic()
         for done, run in enumerate(runs):
-            _tell(progress, "imatrix", done, len(runs))
+            left = (time.monotonic() - begun) / done * (len(runs) - done) if done else None
+            _tell(progress, "imatrix", done, len(runs), left)
             collector.forget_inputs()
             observed.evaluate(run, cancel)
     entries = {
@@ -62,6 +65,6 @@ def collect(
     return Imatrix(entries, made.datasets, CHUNK, max(1, made.tokens // CHUNK))
 
 
-def _tell(progress: Told | None, stage: str, done: float, total: float) -> None:
+def _tell(progress: Told | None, stage: str, done: float, total: float, left: float | None = None) -> None:
     if progress is not None:
-        progress(Progress(stage, done, total))
+        progress(Progress(stage, done, total, left))

@@ -84,13 +84,10 @@ def measure(
         return not cancel.cancelled
 
     with Probe(source, replace(settings.load, mmap=False), [weight.name for weight in weights], loading) as probe:
-        work = _Work(probe, weights, importance, cancel)
-        work.read(pieces, settings.tokens)
-        groups = grouped(weights, settings.bands)
-        begun, table = time.monotonic(), Table()
-        for done, group in enumerate(groups):
-            spent = time.monotonic() - begun
-            _tell(progress, Progress("measure", done, len(groups), spent / done * (len(groups) - done) if done else None))
+        groups, table = grouped(weights, settings.bands), Table()
+        work = _Work(probe, importance, progress, cancel)
+        work.read(pieces, settings.tokens, len(groups))
+        for group in groups:
             table |= work.group(group)
     return table
 
@@ -124,14 +121,19 @@ def choices(weight: Planned, importance: Collection[str]) -> list[int]:
 class _Work:
     """One measurement: the model, the set and its reference predictions."""
 
-    def __init__(
-        self, probe: Probe, weights: list[Planned], importance: Mapping[str, np.ndarray], cancel: CancelToken
-    ) -> None:
-        self._probe, self._importance, self._cancel = probe, importance, cancel
+    def __init__(self, probe: Probe, importance: Mapping[str, np.ndarray], progress: Told | None, cancel: CancelToken) -> None:
+        self._probe, self._importance, self._progress, self._cancel = probe, importance, progress, cancel
         self._prompts: list[Any] = []
         self._references: list[np.ndarray] = []
+        self._done, self._steps, self._begun = 0, 0, time.monotonic()
 
-    def read(self, pieces: Sequence[Piece], tokens: int) -> None:
+    def _step(self) -> None:
+        """One more prompt was read."""
+        self._done += 1
+        left = (time.monotonic() - self._begun) / self._done * (self._steps - self._done)
+        _tell(self._progress, Progress("measure", self._done, self._steps, left))
+
+    def read(self, pieces: Sequence[Piece], tokens: int, groups: int) -> None:
         """Take prompts without pictures until there are enough tokens, and what the unchanged model predicts for them."""
         observed, left = self._probe.observed, tokens
         for piece in pieces:
@@ -145,7 +147,10 @@ class _Work:
                     left -= size
         if not self._prompts:
             raise UsageError("The data holds no text to measure with.", "Give some pages of text with --data.")
-        self._references = [self._probe.observed.logits(runs, self._cancel) for runs in self._prompts]
+        self._steps, self._begun = len(self._prompts) * (1 + len(PROBES) * groups), time.monotonic()
+        for runs in self._prompts:
+            self._references.append(self._probe.observed.logits(runs, self._cancel))
+            self._step()
 
     def group(self, group: list[Planned]) -> Table:
         """The choices of a group's weights."""
@@ -154,7 +159,7 @@ class _Work:
         for names in PROBES:
             chosen = {weight.name: _first(names, errors[weight.name]) for weight in group}
             with self._probe.changed({name: (number, self._importance.get(name)) for name, number in chosen.items()}):
-                loss = self._probe.divergence(self._prompts, self._references, self._cancel)
+                loss = self._probe.divergence(self._prompts, self._references, self._cancel, self._step)
             points.append(({name: errors[name][number] for name, number in chosen.items()}, max(loss, _LEAST)))
         return {weight.name: tuple(_choices(weight, errors[weight.name], points)) for weight in group}
 
