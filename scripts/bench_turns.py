@@ -1,6 +1,7 @@
 """What a turn costs beside llama-server: the second turn after a long history, many conversations at once, and drafts.
 
     python scripts/bench_turns.py MODEL [--peers DIR] [--drafter FILE] [--history 8000] [--conversations 8] [--tokens 128]
+        [--threads N] [--cpu-time]
 
 DIR holds llama-server of the same build. Prints tables and, last, one line of JSON. Ends of turn are banned in every
 contestant alike, so that random weights do.
@@ -18,11 +19,13 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from localgemma.engine import Finished, Piece, Prompt, Request
+from localgemma.fit.drafts import tried
 from localgemma.gemma4.prompt import render
-from localgemma.llamacpp import devices
+from localgemma.llamacpp import devices, draft, generation
 from localgemma.llamacpp.draft import DraftLength
 from localgemma.llamacpp.engine import LlamaEngine, open_engine
 from localgemma.messages import Message, TextPart
@@ -98,7 +101,7 @@ def second_turns(args: argparse.Namespace) -> dict[str, Any]:
     """Time to first token of first turn, second turn, regenerate: ours and llama-server's, thinking off and on."""
     found: dict[str, Any] = {}
     context = args.history + 4096
-    engine = open_engine(args.model, None, LoadOptions(ctx=context))
+    engine = open_engine(args.model, None, LoadOptions(ctx=context, threads=args.threads))
     prompts = {thinking: [turns(args.history, thinking, f"{n}") for n in range(args.repeats)] for thinking in (False, True)}
     ids = {thinking: [[engine.tokenize(p) for p in three] for three in sets] for thinking, sets in prompts.items()}
     warm = turns(400, False, "warm")[0]
@@ -139,7 +142,7 @@ def side_by_side(args: argparse.Namespace) -> dict[str, float]:
     """Aggregate tokens a second of several conversations."""
     count, context = args.conversations, args.conversations * 2048
     prompts = [render([message("user", f"{index} " + "river stone " * 60)]) for index in range(count)]
-    engine = open_engine(args.model, None, LoadOptions(ctx=context, sequences=count, image_tokens=0))
+    engine = open_engine(args.model, None, LoadOptions(ctx=context, sequences=count, image_tokens=0, threads=args.threads))
     ids = [engine.tokenize(prompt) for prompt in prompts]
 
     def ours(index: int) -> None:
@@ -165,7 +168,10 @@ def side_by_side(args: argparse.Namespace) -> dict[str, float]:
 
 def draft_cost(args: argparse.Namespace) -> dict[str, Any]:
     """Seconds of a step with 0 to 8 drafts, and the acceptance from which each number of drafts pays."""
-    engine = open_engine(args.model, None, LoadOptions(ctx=4096, image_tokens=0, drafter=args.drafter))
+    options = LoadOptions(ctx=4096, image_tokens=0, drafter=args.drafter, threads=args.threads)
+    if args.cpu_time:
+        draft.time = generation.time = SimpleNamespace(perf_counter=time.thread_time)  # type: ignore[assignment]
+    engine = open_engine(args.model, None, options)
     prompt = render([message("user", "river stone " * 300)])
     request = Request(prompt, Sampling(temperature=0, max_tokens=args.tokens, logit_bias=ENDS))
     rows: dict[str, Any] = {}
@@ -179,6 +185,8 @@ def draft_cost(args: argparse.Namespace) -> dict[str, Any]:
         seconds = engine._lengths.cost(count)
         rows[str(count)] = {"ms": seconds * 1e3, "accepted": done.timings.accepted, "drafted": done.timings.drafted}
     DraftLength.choose = original  # type: ignore[method-assign]
+    engine._lengths = DraftLength(8)
+    gain = tried(engine)  # the plan's own trial: everyday questions, as many drafts as pay
     engine.close()
     plain = rows["0"]["ms"]
     for count, row in rows.items():
@@ -190,7 +198,8 @@ def draft_cost(args: argparse.Namespace) -> dict[str, Any]:
                 break
         share = f"pays from acceptance {row['break_even']}; {row['accepted']} of {row['drafted']} accepted"
         print(f"{count} drafts: {row['ms']:8.2f} ms a step, {ratio:.3f} of plain, {share}")
-    return rows
+    print(f"everyday questions: {gain:.2f} times as fast as without drafts")
+    return {**rows, "gain": round(gain, 3)}
 
 
 def main() -> None:
@@ -202,6 +211,8 @@ def main() -> None:
     parser.add_argument("--conversations", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--cpu-time", action="store_true", help="drafts by CPU time: for --threads 1 beside other work")
     parser.add_argument("--only", choices=("turns", "conversations", "drafts"))
     args = parser.parse_args()
     found: dict[str, Any] = {"model": args.model.name}

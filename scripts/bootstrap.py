@@ -45,9 +45,10 @@ CMAKE = {
     "vulkan": "-DGGML_VULKAN=ON",
 }
 LOAD = """
-import ctypes, glob, site
+import ctypes, glob, os, site
+wanted = "bin/**/*.dll" if os.name == "nt" else "lib/lib*.so.*"
 for folder in site.getsitepackages():
-    names = sorted(glob.glob(folder + "/nvidia/**/lib/lib*.so.*", recursive=True), key=lambda name: "cudart" not in name)
+    names = sorted(glob.glob(folder + "/nvidia/**/" + wanted, recursive=True), key=lambda name: "cudart" not in name)
     for name in names * 2:
         try:
             ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
@@ -334,7 +335,8 @@ def install_llama(choice: Choice, version: str, before: dict[str, object], talk:
     if choice.backend == "cpu":
         with contextlib.suppress(SetupError):
             pip("install", "--only-binary=llama-cpp-python", *again, requirement)
-            return "ready wheel"
+            kept = not again and before.get("llama_cpp_python") == version
+            return str(before["how"]) if kept else "ready wheel"
     if choice.backend != "cpu" or not has_compiler():
         if found := find_wheel(choice, version):
             name, address = found

@@ -64,14 +64,18 @@ def shared_object(name: str) -> ctypes.CDLL:
 def _preload() -> None:
     """Symbols that the library needs in the process before it: the C++ runtime first, then CUDA's from its wheels.
 
-    Where numpy comes before a stripped CUDA build, loading a model crashes unless libstdc++ is global.
+    Where numpy comes before a stripped CUDA build, loading a model crashes unless libstdc++ is global. Windows searches no
+    wheel's folder, but takes a library that is loaded already.
     """
-    if not sys.platform.startswith("linux"):
+    windows = sys.platform == "win32"
+    if not windows and not sys.platform.startswith("linux"):
         return
-    _open("libstdc++.so.6")
+    if not windows:
+        _open("libstdc++.so.6")
     for folder in [*site.getsitepackages(), site.getusersitepackages()]:
         for name in ("cudart", "cublasLt", "cublas"):
-            for path in sorted(glob.glob(os.path.join(folder, "nvidia", "*", "lib", f"lib{name}.so.*"))):
+            pattern = ("bin", "**", f"{name}64_*.dll") if windows else ("lib", f"lib{name}.so.*")
+            for path in sorted(glob.glob(os.path.join(folder, "nvidia", "*", *pattern), recursive=True)):
                 _open(path)
 
 

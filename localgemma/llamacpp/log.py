@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 LOGGER = logging.getLogger("localgemma.llamacpp")
+LOGGER.addHandler(logging.NullHandler())  # a program without a log of its own would get llama.cpp's chatter on stderr
 _LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.INFO, 4: logging.WARNING}  # its warnings are chatter to a user
 _CONTINUED = 5
 _recent: collections.deque[str] = collections.deque(maxlen=20)
