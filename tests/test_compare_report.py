@@ -150,6 +150,7 @@ def test_a_difference_by_chance_gets_no_star() -> None:
 
 def test_numbers_line_up_and_never_lie() -> None:
     assert [nats(value) for value in (0.0, 0.0312, 1.42, 0.00004, 12.34)] == ["0", "0.0312", "1.42", "0.000040", "12.3"]
+    assert nats(1e-9) == "below 0.000001"
     assert (nats(float("inf")), nats(float("nan"))) == ("∞", "–")
     assert percent(0.99996) == "99.9" and percent(1.0) == "100.0"
     digits = places([0.00091, 0.4, 0.0])

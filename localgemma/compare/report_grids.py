@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -173,7 +174,7 @@ def conditions(comparison: Comparison) -> Iterator[tuple[str, str]]:
     c, reference = comparison.conditions, comparison.reference.subject
     sha = f", sha256 {reference.sha256[:16]}…" if reference.sha256 else ""
     yield "direction", f"KL(reference ‖ file), nats a token; reference: {reference.label} ({reference.name}{sha})"
-    yield "set", f"{c.set}: {c.positions:,} positions of {c.items:,} items; chat template {c.template or 'none (raw text)'}"
+    yield "set", f"{c.set}: {c.positions:,} positions of {c.items:,} items; chat template {template(c.template)}"
     yield "noise floor", noise(comparison)
     yield "llama.cpp", f"{c.build}, {c.backend}, ubatch {c.ubatch}"
     yield (
@@ -183,6 +184,13 @@ def conditions(comparison: Comparison) -> Iterator[tuple[str, str]]:
     where = [c.machine, f"{format_size(c.memory_limit)} for weights and context" if c.memory_limit else "", c.date]
     if any(where):
         yield "measured", "; ".join(part for part in where if part)
+
+
+def template(name: str) -> str:
+    """A chat template in words; of a hash, enough to tell it from others."""
+    if re.fullmatch(r"[0-9a-f]{64}", name):
+        return f"sha256 {name[:16]}…"
+    return name or "none (raw text)"
 
 
 def _sampled(comparison: Comparison) -> str:

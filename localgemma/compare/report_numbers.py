@@ -16,6 +16,8 @@ def nats(value: float) -> str:
         return "∞" if value > 0 else UNKNOWN
     if value == 0:
         return "0"
+    if abs(value) < 5e-7:
+        return "below 0.000001"
     digits = max(0, 2 - math.floor(math.log10(abs(value))))
     return f"{value:.{min(digits, 6)}f}"
 
