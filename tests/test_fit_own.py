@@ -19,7 +19,7 @@ from localgemma.fit.decide import decide, from_entry
 from localgemma.fit.hardware import simulated
 from localgemma.fit.own import counting
 from localgemma.fit.planner import Wishes
-from localgemma.fit.quality import standings
+from localgemma.fit.quality import kv_loss, standings, with_own_kv
 from localgemma.measured import Loss
 
 GIB = 1 << 30
@@ -123,6 +123,14 @@ def test_a_plan_says_what_was_measured_here() -> None:
     assert decision.way.candidate.name == XL
     assert "0.012 nats measured here, set small 1" in decision.choices[0].reason
     assert decision.as_json()["quality"]["measure"] == "measured here, set small 1"
+
+
+def test_what_a_kv_cache_costs_here_goes_before_what_is_published() -> None:
+    pair = [loss(Q4, 0.0305), loss(Q4, 0.0325, kv="q8_0"), replace(LOSS, sha256="0" * 64, kv="q4_0")]
+    assert kv_loss(entry(), "q8_0") == (0.108, "costs 0.108 by localbench, April 2026")
+    value, told = kv_loss(with_own_kv(entry(), pair), "q8_0")
+    assert value == pytest.approx(0.04) and told == "costs 0.002 nats measured here, set small 1"  # 20 a nat
+    assert with_own_kv(entry(), pair[:1]) == entry() and "q4_0" not in with_own_kv(entry(), pair).kv
 
 
 def test_the_command_reads_what_was_kept(home: Path) -> None:

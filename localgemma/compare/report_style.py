@@ -105,7 +105,8 @@ footer { color: var(--soft); font-size: 13px; padding-bottom: 56px; } footer p {
 @media (max-width: 720px) {
   main, footer { padding: 0 16px; } footer { padding-bottom: 36px; }
   header { padding-top: 28px; } h1 { font-size: 32px; } h2 { font-size: 23px; } .lead { font-size: 19.5px; }
-  section { padding: 26px 0 30px; } .facts { grid-template-columns: 1fr 1fr; } .facts div { padding: 11px 14px; }
+  section { padding: 26px 0 30px; } .facts { grid-template-columns: 1fr 1fr; }
+  .facts div:last-child:nth-child(odd) { grid-column: 1 / -1; } .facts div { padding: 11px 14px; }
     .facts dd { font-size: 21px; }
   .wide { display: none; } .narrow { display: block; } .narrow svg { width: 100%; max-width: 480px; }
   dl.how { grid-template-columns: 1fr; gap: 0; } dl.how dd { margin-bottom: 10px; }

@@ -5,12 +5,14 @@ figure of one is ever compared with a figure of the other. The rule:
 
 1. Only losses of one scale count (same reference, family, set and positions): the one that rates most files of the model,
    of equals the newest. A loss belongs to the file of its sha256; to a quantisation of its publisher only where the catalogue
-   does not know the file's sha256. Losses with a quantised KV cache say nothing about weights.
+   does not know the file's sha256.
 2. Files measured here are ordered by what was measured here, whatever is published about them.
 3. To stand among files that were not, all of them are moved by one factor: the median, over the files that have both, of the
    published figure per nat; where no file has both, of the place that its size suggests per nat. One factor keeps their order,
    and a single file measured here moves nothing.
-4. Against a reference that is not the full weights (the best file that fitted), what the reference itself loses is added.
+4. What a quantised KV cache costs is the median, over the files measured with and without it, of the difference, by the
+   same factor.
+5. Against a reference that is not the full weights (the best file that fitted), what the reference itself loses is added.
 """
 
 from __future__ import annotations
@@ -18,12 +20,14 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from localgemma.files.catalog_records import Entry, Measure, Quality, Variant
 from localgemma.measured import Loss
 
+OWN = "own"  # the name of the measure of losses that were measured here
+PLAIN_KV = ("f16", "bf16", "f32")
 A_NAT = 15.0  # where nothing is published: 4 bits have 0.61 by localbench, and vramfit's 4-bit file has 0.042 nats
 
 
@@ -54,7 +58,7 @@ class Own:
         caution = (
             f"KL from {loss.reference} over {loss.positions:,} positions of set {loss.set}; no other figure is on this scale."
         )
-        measure = Measure("own", f"measured here, set {loss.set}", f"mean KL from {loss.reference}, nats", True, caution)
+        measure = Measure(OWN, f"measured here, set {loss.set}", f"mean KL from {loss.reference}, nats", True, caution)
         return Quality(loss.kl, measure)
 
 
@@ -68,7 +72,7 @@ def counting(entry: Entry, losses: Sequence[Loss]) -> dict[str, Loss]:
     found: dict[tuple[str, str, str, int], dict[str, Loss]] = {}
     newest: dict[tuple[str, str, str, int], int] = {}
     for age, loss in enumerate(losses):
-        if loss.kv not in ("f16", "bf16", "f32") or loss.family:
+        if loss.kv not in PLAIN_KV or loss.family:
             continue
         for variant in entry.variants:
             if not variant.qat and belongs(loss, variant):
@@ -113,6 +117,22 @@ def own(entry: Entry, losses: Sequence[Loss], published: Mapping[str, float], by
         if ratios:
             return Own(counted, median(ratios), base, len(ratios) if anchors is published else 0)
     return Own(counted, A_NAT, base, 0)
+
+
+def with_kv(entry: Entry, losses: Sequence[Loss], factor: float) -> Entry:
+    """The entry with what KV types cost here instead of what is published, on that scale; the title has it in nats."""
+    by_file = {(loss.sha256 or loss.name, loss.kv, loss.scale): loss for loss in losses}
+    found: dict[str, list[tuple[float, Loss]]] = {}
+    for (file, kv, scale), loss in by_file.items():
+        plain = next((by_file[key] for kind in PLAIN_KV if (key := (file, kind, scale)) in by_file), None)
+        if kv not in PLAIN_KV and plain and any(belongs(loss, variant) for variant in entry.variants):
+            found.setdefault(kv, []).append((loss.kl - plain.kl, loss))
+    kinds = dict(entry.kv)
+    for kv, pairs in found.items():
+        more, loss = max(0.0, median(difference for difference, _ in pairs)), pairs[-1][1]
+        title = f"{more:.2g} nats measured here, set {loss.set}"
+        kinds[kv] = (Quality(more * factor, Measure(OWN, title, "mean KL, nats", True, "")),)
+    return replace(entry, kv=kinds) if found else entry
 
 
 def _base(loss: Loss, entry: Entry, by_size: Mapping[str, float]) -> float:

@@ -17,7 +17,7 @@ from localgemma.fit.decide import decide, from_entry, from_header
 from localgemma.fit.explain import Decision
 from localgemma.fit.hardware import Machine
 from localgemma.fit.planner import Candidate, Wishes
-from localgemma.fit.quality import Standing
+from localgemma.fit.quality import Standing, with_own_kv
 from localgemma.fit.speed import Rates
 
 
@@ -62,7 +62,8 @@ def candidates_of(name: str | Path) -> tuple[tuple[Candidate, ...], Entry | None
         shown = entry.name if len(entry.variants) == 1 else here[0].name
         return (of_file(folder / here[0].text[0].path, folder / beside, shown, standing),), None
     names = {variant.name for variant in found.variants}
-    return tuple(c for c in from_entry(entry, header_here, measured.losses()) if c.name in names), entry
+    losses = measured.losses()
+    return tuple(c for c in from_entry(entry, header_here, losses) if c.name in names), with_own_kv(entry, losses)
 
 
 def ranked_here(name: str | Path) -> tuple[str | Path, ...]:

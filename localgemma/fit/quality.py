@@ -9,11 +9,11 @@ what was published, and is a scale of its own (own.py).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from localgemma.files.catalog_records import Entry, Measure, Quality, Variant
-from localgemma.fit.own import own, words
+from localgemma.fit.own import OWN, Own, own, with_kv, words
 from localgemma.measured import Loss
 
 A_BIT = 0.06  # a place's advantage a bit a weight: enough to order, too little to outweigh a measured difference
@@ -57,14 +57,9 @@ class _Rated:
 def standings(entry: Entry, losses: Sequence[Loss] = ()) -> dict[str, Standing]:
     """The place of every variant whose size is known, by its name; `losses` measured here go before what was published."""
     scale = scale_of(entry)
-    rated = [
-        _Rated(variant.bits_per_weight, figure.value, variant, f"{figure.value:g}")
-        for variant in entry.variants
-        for figure in variant.quality
-        if scale and figure.measure == scale and variant.bits_per_weight
-    ]
+    rated = _published(entry, scale)
     places = _places(entry, scale, rated)
-    here = own(entry, losses, {item.variant.name: item.place for item in rated}, {n: s.place for n, s in places.items()})
+    here = _own(entry, losses, rated, places)
     if here is None:
         return places
     rated = [item for item in rated if item.variant.name not in here.losses]
@@ -82,6 +77,28 @@ def standings(entry: Entry, losses: Sequence[Loss] = ()) -> dict[str, Standing]:
         elif (known := places.get(variant.name)) and known.figure:
             places[variant.name] = replace(known, reason=f"{known.reason}, another scale than what was measured here")
     return places
+
+
+def with_own_kv(entry: Entry, losses: Sequence[Loss]) -> Entry:
+    """The entry with the costs of KV types that were measured here in place of published ones."""
+    scale = scale_of(entry)
+    rated = _published(entry, scale)
+    here = _own(entry, losses, rated, _places(entry, scale, rated))
+    return with_kv(entry, losses, here.factor) if here else entry
+
+
+def _own(entry: Entry, losses: Sequence[Loss], rated: Sequence[_Rated], places: Mapping[str, Standing]) -> Own | None:
+    published = {item.variant.name: item.place for item in rated}
+    return own(entry, losses, published, {name: standing.place for name, standing in places.items()})
+
+
+def _published(entry: Entry, scale: Measure | None) -> list[_Rated]:
+    return [
+        _Rated(variant.bits_per_weight, figure.value, variant, f"{figure.value:g}")
+        for variant in entry.variants
+        for figure in variant.quality
+        if scale and figure.measure == scale and variant.bits_per_weight
+    ]
 
 
 def _places(entry: Entry, scale: Measure | None, rated: Sequence[_Rated]) -> dict[str, Standing]:
@@ -135,7 +152,11 @@ def kv_loss(entry: Entry | None, kv: str) -> tuple[float, str]:
     """What a KV type costs on the weights' scale, and that in words, with who says so."""
     if entry:
         for figure in entry.kv.get(kv, ()):
-            return figure.value, f"costs {figure.value:g} by {figure.measure.title}"
+            own_figure = figure.measure.name == OWN
+            return (
+                figure.value,
+                f"costs {figure.measure.title if own_figure else f'{figure.value:g} by {figure.measure.title}'}",
+            )
     value = KV_LOSS.get(kv, KV_UNKNOWN)
     if not value:
         return value, "costs nothing"
