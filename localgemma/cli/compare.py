@@ -62,8 +62,9 @@ def command(
     quiet: bool,
 ) -> None:
     """Compare model files with a reference: KL divergence, perplexity, tasks and speed, token by token."""
+    from localgemma import measured
     from localgemma.cli import compare_subjects as subjects
-    from localgemma.compare import run
+    from localgemma.compare import recommend, run
     from localgemma.fit import probe
 
     output = Output(quiet=quiet)
@@ -90,6 +91,7 @@ def command(
     )  # fmt: skip
     with interruptible(cancel, output):
         found = run.compare(job, run.Hands(files.open, together, subjects.memory, output.progress, cancel))
+    measured.keep_losses(recommend.losses(found))  # for the next plan
     output.note(f"Compared over {found.conditions.positions:,} tokens.")
     if report is not None:
         _write(found, report)
