@@ -128,8 +128,23 @@ class SpanLimit:
 
 
 @dataclass(frozen=True, slots=True)
+class Constraint:
+    """What may be generated: a grammar in llama.cpp's GBNF form with the start symbol `root`, control tokens by their names.
+
+    It holds from the first token that is one of `triggers` on, that included; without triggers, from the first token on that
+    is outside the request's span. Of control tokens only `markers` are let through, and inside strings only `quote`, which
+    opens and closes them. Where it is fulfilled, the generation ends.
+    """
+
+    grammar: str
+    triggers: tuple[str, ...] = ()
+    markers: tuple[str, ...] = ()
+    quote: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
-    """One generation: the prompt, how to sample, and the span whose length is limited (the thoughts).
+    """One generation: the prompt, how to sample, the span whose length is limited (the thoughts), and what may be said.
 
     Requests of one `conversation` (any name; "" is none) share what the engine keeps for it.
     """
@@ -138,6 +153,7 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     span: SpanLimit | None = None
     conversation: str = ""
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ MAX_DEPTH = 64
 MAX_DIGITS = 4000  # Python refuses to read more than 4,300
 HEAD = re.compile(r"\s*(?:call:[ \t]*|:(?=[^\s{}]+\{))([^\s{}()<>\"'|]+)\s*")
 _SPACE = re.compile(r"\s*")
-_BARE_KEY = re.compile(r"[^:,{}\[\]\"'<>\s](?:[^:,{}\[\]\"<>]*[^:,{}\[\]\"<>\s])?(?=\s*:)")
+BARE_KEY = re.compile(r"[^:,{}\[\]\"'<>\s](?:[^:,{}\[\]\"<>]*[^:,{}\[\]\"<>\s])?(?=\s*:)")
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?(?![\w.])")
 _WORD = re.compile(r"[^\W\d][\w.\-]*")
 _WORDS: dict[str, bool | None] = {"true": True, "false": False, "null": None, "True": True, "False": False, "None": None}
@@ -117,7 +117,7 @@ class _Reader:
         text = self._string()
         if text is not None:
             return text
-        bare = _BARE_KEY.match(self.raw, self.at)
+        bare = BARE_KEY.match(self.raw, self.at)
         if bare is None:
             raise self._error("expected a key")
         self.at = bare.end()

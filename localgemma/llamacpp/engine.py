@@ -18,7 +18,9 @@ from localgemma.llamacpp.cache import Cache
 from localgemma.llamacpp.context import Context
 from localgemma.llamacpp.draft import Drafter, DraftLength, Speculation
 from localgemma.llamacpp.generation import Generation
+from localgemma.llamacpp.grammar import Guide
 from localgemma.llamacpp.model import Model
+from localgemma.llamacpp.prefixes import Prefixes
 from localgemma.llamacpp.scheduler import Scheduler
 from localgemma.llamacpp.scoring import Scoring
 from localgemma.llamacpp.sequence import Plan, plan
@@ -97,7 +99,8 @@ class LlamaEngine:
         self._model, self._projector, self._context, self._info = model, projector, context, info
         self._cache = Cache(context, context.options.sequences, info.checkpoint_bytes)
         self._on_device = info.backend != "CPU"
-        self._closed = False
+        self._closed, self._lock = False, threading.Lock()
+        self._prefixes: Prefixes | None = None
         self._scheduler = Scheduler(self._cache)
         self._thread = threading.Thread(target=self._scheduler.run, name="localgemma-driver", daemon=True)
         self._thread.start()
@@ -128,9 +131,20 @@ class LlamaEngine:
             raise ContextOverflow(len(wanted.keys) + 1, self._context.size)
         outputs: queue.SimpleQueue[Any] = queue.SimpleQueue()
         guess = Speculation(self._drafter, self._lengths) if self._drafter and self._drafting else None
-        to, on_device = outputs.put, self._on_device
-        work = Generation(request, wanted, self._cache, self._projector, to, on_device=on_device, speculation=guess)
+        guide, on_device = self._guide(request), self._on_device
+        work = Generation(
+            request, wanted, self._cache, self._projector, outputs.put, on_device=on_device, speculation=guess, guide=guide
+        )
         return self._started(Task(wanted.keys, work.steps, cancel or CancelToken(), outputs, request.conversation))
+
+    def _guide(self, request: Request) -> Guide | None:
+        """What holds the generation to the request's constraint."""
+        if request.constraint is None:
+            return None
+        vocab = self._model.vocab
+        with self._lock:
+            self._prefixes = prefixes = self._prefixes or Prefixes(vocab)
+        return Guide(vocab, request.constraint, request.span, request.prompt.open_span, prefixes)
 
     def score(self, prompt: Prompt) -> Iterator[tuple[int, np.ndarray]]:
         """Blocks of logits for every token position; see engine.Engine."""

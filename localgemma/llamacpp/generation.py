@@ -11,6 +11,7 @@ from localgemma.engine import Control, Finished, Output, Piece, Request, StopRea
 from localgemma.llamacpp.batch import Span
 from localgemma.llamacpp.cache import Cache, Slot
 from localgemma.llamacpp.draft import Speculation
+from localgemma.llamacpp.grammar import Guide
 from localgemma.llamacpp.model import Vocabulary
 from localgemma.llamacpp.sampler import Sampler
 from localgemma.llamacpp.sequence import Plan, Prefill
@@ -33,6 +34,7 @@ class Generation:
         *,
         on_device: bool,
         speculation: Speculation | None = None,
+        guide: Guide | None = None,
     ) -> None:
         self._request, self._plan, self._cache, self._projector = request, wanted, cache, projector
         self._context, self._emit, self._on_device = cache.context, emit, on_device
@@ -44,7 +46,7 @@ class Generation:
         span = request.span
         self._opens = self._vocab.control(span.opens) if span else -1
         self._closes = self._vocab.control(span.closes) if span else -1
-        self._speculation = speculation
+        self._speculation, self._guide = speculation, guide
         self._made: list[int] = []
         self._asked = time.perf_counter()
         self._slot = Slot(-1)
@@ -57,7 +59,8 @@ class Generation:
         if slot is not None:
             self._slot = slot
             self._prefill = Prefill(slot, self._plan, self._cache, self._projector)
-            sampler = Sampler(self._context, self._request.sampling, on_device=self._on_device, sequence=slot.id)
+            how = {"on_device": self._on_device, "sequence": slot.id, "guide": self._guide}
+            sampler = Sampler(self._context, self._request.sampling, **how)
             try:
                 yield from self._filled(self._prefill)
                 ready = time.perf_counter()
@@ -125,11 +128,14 @@ class Generation:
                 token = self._forced.popleft()
                 sampler.accept(token)
             else:
-                token = sampler.sample(row)
-                if token in ends:
+                found = sampler.sample(row)
+                while found is None:
+                    row = yield from self._again()
+                    found = sampler.sample(row)
+                if (token := found) in ends:
                     return "stop"
             logprob = None if wants is None else self._logprob(token, self._context.logits(row), wants)
-            drafted = self._speculation is not None and self._speculation.matches(token)
+            drafted = not sampler.settle() and self._speculation is not None and self._speculation.matches(token)
             if not drafted:
                 self._drop_drafts()
             reason = self._count(token, limit)
@@ -193,10 +199,24 @@ class Generation:
         self._made.append(token)
         return row + len(tokens)
 
+    def _again(self) -> Generator[Span | Rows, Grant, int]:
+        """Evaluate the last token once more, for logits that the device did not leave; its row."""
+        self._drop_drafts()
+        held = self._slot.held
+        token, position = held[-1], len(held) - 1
+        assert isinstance(token, int)  # plan() lets no prompt end in a picture
+        self._context.cut(position, self._slot.id)
+        del held[position:]
+        row = yield from self._evaluated(Span(self._slot.id, [token], position, 1))
+        held.append(token)
+        return row
+
     def _count(self, token: int, limit: int | None) -> StopReason | None:
         """Count the token, close a span that is too long, and say why the generation ends after it, if it does."""
         span = self._request.span
-        if token == self._opens:
+        if self._guide is not None and self._guide.begun:
+            self._inside = False  # a call that stands inside the thoughts ends them
+        elif token == self._opens:
             self._inside = True
         if self._inside:
             self._thinking += 1

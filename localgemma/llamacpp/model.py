@@ -103,7 +103,7 @@ class Vocabulary:
     """Tokens of a model: names to ids, text to ids, ids to bytes."""
 
     def __init__(self, bindings: Any, pointer: Any) -> None:
-        self._c, self._vocab = bindings, pointer
+        self._c, self.pointer = bindings, pointer
         self.size = int(bindings.llama_vocab_n_tokens(pointer))
         self.names: dict[int, str] = {}
         for token in range(self.size):
@@ -144,7 +144,7 @@ class Vocabulary:
         if len(data) > LONGEST_TEXT:
             raise BadConversation(f"A text of {len(data):,} bytes is longer than any context.", "Send a part of it.")
         buffer = (self._c.llama_token * (len(data) + 8))()
-        count = self._c.llama_tokenize(self._vocab, data, len(data), buffer, len(buffer), False, False)
+        count = self._c.llama_tokenize(self.pointer, data, len(data), buffer, len(buffer), False, False)
         if count < 0:
             raise BackendError(f"llama_tokenize returned {count}.")
         return list(buffer[:count])
@@ -155,5 +155,12 @@ class Vocabulary:
         if not 0 <= token < self.size:
             raise BackendError(f"Token {token} is outside the vocabulary of {self.size:,}.")
         buffer = ctypes.create_string_buffer(512)
-        count = self._c.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)
+        count = self._c.llama_token_to_piece(self.pointer, token, buffer, len(buffer), 0, False)
         return buffer.raw[: max(count, 0)]
+
+    def spelled(self, token: int) -> bytes:
+        """The bytes of an ordinary token as the vocabulary spells them; `piece` in a third of the time, for going through all."""
+        text: bytes = self._c.llama_vocab_get_text(self.pointer, token) or b""
+        if len(text) == 6 and text.startswith(b"<0x"):
+            return bytes([int(text[3:5], 16)])
+        return text.replace(b"\xe2\x96\x81", b" ")

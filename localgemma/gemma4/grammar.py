@@ -1,0 +1,190 @@
+"""Grammars for what Gemma may write: calls of the declared tools in its own syntax, and answers in JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from localgemma.engine import Constraint, Control
+from localgemma.errors import UsageError
+from localgemma.gemma4.automaton import EVERY, Automaton, Ranges, both, common, not_containing, trimmed, without
+from localgemma.gemma4.calls import BARE_KEY, read_call
+from localgemma.gemma4.gbnf import MOST_TEXT, Writer, literal, signs
+from localgemma.gemma4.schema import read_schema
+from localgemma.gemma4.shapes import Entries, Shape
+from localgemma.gemma4.tokens import CALL, CALL_END, QUOTE
+from localgemma.gemma4.tools import argument
+
+_ESCAPES = {8: "b", 9: "t", 10: "n", 12: "f", 13: "r", 34: '"', 92: "\\"}
+_PLAIN: Ranges = without(((1, 31), (34, 34), (92, 92)))
+_HEX = "[0-9a-fA-F]"
+_ANY_SIGN: Automaton = trimmed([[(low, high, 0) for low, high in EVERY]], [0])
+# What a name of an undeclared property may be spelled with where it stands without quotes.
+_NAME_SIGNS: Ranges = ((45, 46), (48, 57), (65, 90), (95, 95), (97, 122), (0xC0, 0x24F), (0x370, 0x1FFF), (0x3041, 0xD7FF))
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """A constraint, and the keywords of its schemas that it does not hold, each with its place."""
+
+    constraint: Constraint
+    loose: tuple[str, ...] = ()
+
+
+class JsonNotation:
+    """JSON, compact or with the white space that models like."""
+
+    space = r'"" | " " | "\n" [ \t]{0,20}'
+    free = _ANY_SIGN
+
+    def within(self, spelling: Automaton) -> Automaton:
+        """All of it: JSON has escapes."""
+        return spelling
+
+    def quoted(self, found: Ranges) -> str:
+        """A sign as it is, or escaped where it must be."""
+        options = [signs(plain)] if (plain := common(found, _PLAIN)) else []
+        special = [code for code in (*range(1, 32), 34, 92) if any(low <= code <= high for low, high in found)]
+        short = [code for code in special if code in _ESCAPES]
+        if short:
+            options.append(f'"\\\\" {signs(tuple((ord(_ESCAPES[code]),) * 2 for code in sorted(short, key=_ESCAPES.__getitem__)))}')
+        options += [f'"\\\\u00" {literal(f"{code:02x}")}' for code in special if code < 32 and code not in _ESCAPES]
+        return " | ".join(options)
+
+    def quotes(self) -> tuple[str, str]:
+        """Quotation marks."""
+        return r'"\""', r'"\""'
+
+    def value(self, value: Any) -> str:
+        """A whole value, compact."""
+        return literal(_checked(json.dumps(value, ensure_ascii=False, separators=(",", ":"))))
+
+    def key(self, name: str) -> str:
+        """A name between quotation marks."""
+        return self.value(name)
+
+    def names(self, spelling: Automaton | None) -> tuple[Automaton, str, str]:
+        """Any name."""
+        return (self.free if spelling is None else spelling), *self.quotes()
+
+    def order(self, fields: Mapping[str, Shape]) -> list[str]:
+        """As declared."""
+        return list(fields)
+
+
+class CallNotation:
+    """Gemma's own syntax: strings between quote markers without escapes, keys without quotes."""
+
+    space = ""
+    free = not_containing(QUOTE)  # llama.cpp would take the marker for its text, and go on with the string
+
+    def within(self, spelling: Automaton) -> Automaton:
+        """What does not spell the quote marker. Raises TooLarge."""
+        return both(spelling, self.free)
+
+    def quoted(self, found: Ranges) -> str:
+        """A sign as it is."""
+        return signs(found)
+
+    def quotes(self) -> tuple[str, str]:
+        """The quote marker."""
+        return QUOTE, QUOTE
+
+    def value(self, value: Any) -> str:
+        """A whole value. Raises UsageError where it would be read as another."""
+        parts = list(argument(value, False))
+        text = "".join(part.text for part in parts)
+        read = read_call(f"call:f{{v:{text}}}")
+        if read.error is not None or dict(read.arguments) != {"v": value} or text.count(QUOTE) != parts.count(Control(QUOTE)):
+            raise UsageError(f"A value of the schema cannot be written in a call: {text[:80]}.", "Take it out of the schema.")
+        return " ".join(part.text if isinstance(part, Control) else literal(_checked(part.text)) for part in parts if part.text)
+
+    def key(self, name: str) -> str:
+        """A name as it is, or between quote markers where it could not be read otherwise."""
+        bare = BARE_KEY.match(f"{name}:")
+        if bare is not None and bare.end() == len(name):
+            return literal(_checked(name))
+        return self.value(name)
+
+    def names(self, spelling: Automaton | None) -> tuple[Automaton, str, str]:
+        """Names of letters, digits, _, - and dots. Raises TooLarge."""
+        word = trimmed([[(a, b, 1) for a, b in _NAME_SIGNS], [(a, b, 1) for a, b in _NAME_SIGNS]], [1])
+        return (word if spelling is None else both(word, spelling)), "", ""
+
+    def order(self, fields: Mapping[str, Shape]) -> list[str]:
+        """As the chat template writes them: by name, ignoring case."""
+        return sorted(fields, key=str.lower)
+
+
+def _checked(text: str) -> str:
+    if any(0xD800 <= ord(sign) < 0xE000 or not ord(sign) for sign in text):
+        raise UsageError(f"A name or value of the schema has a NUL or half a character: {text[:80]!r}.", "Correct the schema.")
+    return text
+
+
+def calls(tools: Sequence[Mapping[str, Any]], most: int = 16) -> Grammar:
+    """What may stand from a call's marker on: 1 to `most` calls of these tools (declarations in the OpenAI form)."""
+    rules, loose = _calls(tools, most)
+    return Grammar(Constraint(f"root ::= calls\n{rules}", (CALL,), (CALL, CALL_END, QUOTE), QUOTE), loose)
+
+
+def required(tools: Sequence[Mapping[str, Any]], most: int = 16) -> Grammar:
+    """The same from the answer's first token on."""
+    found = calls(tools, most)
+    return Grammar(Constraint(found.constraint.grammar, (), (CALL, CALL_END, QUOTE), QUOTE), found.loose)
+
+
+def answer(schema: Any, tools: Sequence[Mapping[str, Any]] = (), most: int = 16) -> Grammar:
+    """An answer in JSON that fits the schema; or, where there are tools, calls of them instead."""
+    read = read_schema(schema)
+    writer = Writer(JsonNotation(), "j")
+    root = writer.rule(read.shape)
+    if not tools:
+        return Grammar(Constraint(_limited(f"root ::= {root}\n{writer.text()}")), read.loose)
+    rules, loose = _calls(tools, most)
+    text = _limited(f"root ::= {root} | calls\n{writer.text()}{rules}")
+    return Grammar(Constraint(text, (), (CALL, CALL_END, QUOTE), QUOTE), (*read.loose, *loose))
+
+
+def _calls(tools: Sequence[Mapping[str, Any]], most: int) -> tuple[str, tuple[str, ...]]:
+    """Rules for `calls`, and what they do not hold."""
+    writer, loose, heads = Writer(CallNotation(), "c"), list[str](), list[str]()
+    for tool in tools:
+        function = tool["function"]
+        name = str(function["name"])
+        try:
+            read = read_schema(_arguments(function.get("parameters")))
+            heads.append(f"{literal(name)} {_braced(writer, read.shape)}")
+        except UsageError as error:
+            raise UsageError(f"The tool {name} cannot be held to its schema: {error.message}", error.hint) from None
+        loose += [f"{each} of {name}" for each in read.loose]
+    more = f" another{{0,{most - 1}}}" if most > 1 else ""
+    text = f"calls ::= call{more}\n" + ("another ::= call\n" if most > 1 else "")
+    text += f'call ::= {CALL} "call:" ( {" | ".join(heads)} ) {CALL_END}\n'
+    return _limited(text + writer.text()), tuple(loose)
+
+
+def _arguments(schema: Any) -> Any:
+    """A tool's parameters: an object, which takes nothing where nothing is declared."""
+    schema = schema or {}
+    if isinstance(schema, Mapping) and not set(schema) & {"$ref", "allOf", "anyOf", "oneOf"}:
+        empty = {} if schema.get("properties") or "additionalProperties" in schema else {"additionalProperties": False}
+        return {"properties": {}, **schema, **empty, "type": "object"}
+    return schema
+
+
+def _braced(writer: Writer, shape: Shape) -> str:
+    return f'"{{" {writer.entries(shape)} "}}"' if isinstance(shape, Entries) else writer.rule(shape)
+
+
+def _limited(text: str) -> str:
+    if len(text) > 2 * MOST_TEXT:
+        raise UsageError("The schemas make too large a grammar.", "Give fewer tools, or simpler schemas.")
+    return text
+
+
+def loose_notice(loose: Iterable[str]) -> str:
+    """A sentence for the user."""
+    return f"The grammar does not hold, so it is checked afterwards: {', '.join(loose)}."
