@@ -198,13 +198,17 @@ class ToolResult:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The end of a turn: the message as it stands in the conversation, why it ended and what it cost."""
+    """The end of a turn: the message as it stands in the conversation, why it ended and what it cost.
+
+    `parsed` is the value of a structured answer; None where there is none, or where it could not be read (a Notice says why).
+    """
 
     message: Message
     finish_reason: FinishReason
     usage: Usage = Usage()
     timings: Timings = Timings()
     logprobs: tuple[TokenLogprob, ...] = ()
+    parsed: Any = None
 
 
 Event: TypeAlias = Progress | ThinkingDelta | TextDelta | ToolCall | ToolStarted | ToolResult | Notice | Done
@@ -212,7 +216,7 @@ Event: TypeAlias = Progress | ThinkingDelta | TextDelta | ToolCall | ToolStarted
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole turn; `str()` is its text. `tool_results` are the calls that were answered on the way to it."""
+    """A whole turn; `str()` is its text. `tool_results` are the calls that were answered on the way; `parsed` as in Done."""
 
     content: str
     thinking: str
@@ -222,6 +226,7 @@ class Answer:
     timings: Timings
     logprobs: tuple[TokenLogprob, ...] = ()
     tool_results: tuple[ToolResult, ...] = ()
+    parsed: Any = None
 
     def __str__(self) -> str:
         return self.content

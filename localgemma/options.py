@@ -185,6 +185,8 @@ class ChatOptions:
     `video_fps` is None, `video_frames` is their number.
     `overflow` says what happens when the context is full: an error, or the oldest turns are dropped with a notice.
     `template` is the source of a Jinja chat template; None is Google's, as localgemma renders it.
+    `tool_choice` is "auto", "none", "required" or the name of the tool that must be called; where `parallel_calls` is False, a
+    message makes one call at most. With `grammar`, calls and structured answers cannot be malformed; else they are checked.
     """
 
     thinking: bool = False
@@ -197,6 +199,9 @@ class ChatOptions:
     overflow: Literal["error", "drop"] = "error"
     repetition_guard: bool = True
     template: str | None = None
+    tool_choice: str = "auto"
+    parallel_calls: bool = True
+    grammar: bool = True
 
     def __post_init__(self) -> None:
         _require(

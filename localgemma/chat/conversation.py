@@ -6,7 +6,7 @@ It knows the Engine protocol, the prompt renderer and the stream parser; it does
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,15 +14,16 @@ from typing import Any, Literal
 
 from localgemma.chat import record
 from localgemma.chat.front import Front
+from localgemma.chat.held import Wish
 from localgemma.chat.parts import joined, parts_of
 from localgemma.chat.tool_loop import Toolbox, Tools, ToolTurn
 from localgemma.chat.turn import Turn, collect, picture_of, picture_sizes
 from localgemma.chat.video import described
-from localgemma.engine import CancelToken, Control, Engine, KeepsState, Prompt, Request, SpanLimit, StateInfo, Text
+from localgemma.engine import Control, Engine, KeepsState, Prompt, Request, SpanLimit, StateInfo, Text
 from localgemma.errors import BadConversation, BadState, DiskError, NotFound
 from localgemma.gemma4.tokens import CHANNEL, CHANNEL_END
 from localgemma.messages import Answer, Done, Event, ImagePart, Message, Notice, Part, TextPart, ToolCall
-from localgemma.options import ChatOptions, Sampling, updated
+from localgemma.options import ChatOptions, Sampling
 
 
 class Conversation:
@@ -48,10 +49,12 @@ class Conversation:
         self.options = options or ChatOptions()
         self.sampling = sampling or Sampling()
         self.toolbox = Toolbox.of(tools)
+        self.schema: Any = None  # the form of every answer, as `schema` of `send`
         self.last: Done | None = None
         self.keep: Callable[[Conversation], object] | None = None  # called after every change; may raise DiskError
         self._notices: list[Notice] = []  # to be said in the next turn
         self._name = uuid.uuid4().hex  # what the engine knows it by
+        self._loose: set[str] = set()  # what of schemas no grammar holds, and was said
         self._fetch = fetch
         self.front = Front()
         self._history = list(history)
@@ -69,15 +72,15 @@ class Conversation:
         images: Sequence[Any] = (),
         *,
         image_tokens: int | Literal["auto"] | None = None,
-        cancel: CancelToken | None = None,
-        **sampling: Any,
+        **asked: Any,
     ) -> Iterator[Event]:
         """Say something and stream the answer's events, Done last; leaving the loop cancels.
 
-        `images` are paths (of videos and PDFs too), bytes, PIL images, URLs or parts; `"a.png#1120"` has its own budget. Any
-        field of Sampling may be given by name. Raises UsageError, BadMedia, PictureTooLarge and ContextOverflow.
+        `images` are paths (of videos and PDFs too), bytes, PIL images, URLs or parts; `"a.png#1120"` has its own budget. By
+        name also: `cancel`, a CancelToken; `schema`, the form of the answer (JSON schema, response_format, class);
+        `tool_choice`; any field of Sampling. Raises UsageError, BadMedia, PictureTooLarge and ContextOverflow.
         """
-        info = self.engine.info
+        info, wish = self.engine.info, self._wish(asked)
         parts: list[Part] = []
         for source in images:
             parts += parts_of(source, self.options, info) or [self._picture(source, image_tokens)]
@@ -85,30 +88,30 @@ class Conversation:
         said = described(parts, self.options, info.prefill_speed)
         if image_tokens in (None, "auto") and self.options.image_tokens == "auto":
             said += picture_sizes(parts)
-        return self._turn([*self._history, Message("user", tuple(parts))], updated(self.sampling, sampling), cancel, said)
+        return self._turn([*self._history, Message("user", tuple(parts))], wish, said)
 
     def ask(self, text: str, images: Sequence[Any] = (), **options: Any) -> Answer:
         """`send`, and wait for the whole answer."""
         return collect(self.send(text, images, **options))
 
-    def reply(self, *, cancel: CancelToken | None = None, **sampling: Any) -> Iterator[Event]:
+    def reply(self, **asked: Any) -> Iterator[Event]:
         """Answer the conversation as it stands, which ends with a user or tool message."""
         if not self._history or self._history[-1].role == "assistant":
             raise BadConversation("There is nothing to answer.", "Say something first.")
-        return self._turn(list(self._history), updated(self.sampling, sampling), cancel)
+        return self._turn(list(self._history), self._wish(asked))
 
-    def regenerate(self, *, cancel: CancelToken | None = None, **sampling: Any) -> Iterator[Event]:
+    def regenerate(self, **asked: Any) -> Iterator[Event]:
         """Answer the last user message again; its old answer goes."""
-        return self._turn(self._history[: self._last_user() + 1], updated(self.sampling, sampling), cancel)
+        return self._turn(self._history[: self._last_user() + 1], self._wish(asked))
 
-    def edit(self, index: int, text: str, *, cancel: CancelToken | None = None, **sampling: Any) -> Iterator[Event]:
+    def edit(self, index: int, text: str, **asked: Any) -> Iterator[Event]:
         """Replace the words of the user message at `index` of the history, and answer anew; what came after it goes."""
         if not -len(self._history) <= index < len(self._history) or self._history[index].role != "user":
             raise BadConversation(f"Message {index} is not one of yours.", "Choose a user message of the history.")
         old = self._history[index]
         kept = tuple(part for part in old.content if not isinstance(part, TextPart))
         before = self._history[:index]
-        return self._turn([*before, replace(old, content=(*kept, TextPart(text)))], updated(self.sampling, sampling), cancel)
+        return self._turn([*before, replace(old, content=(*kept, TextPart(text)))], self._wish(asked))
 
     def add_result(self, call: ToolCall, result: Any) -> None:
         """Put a tool's result into the conversation; `reply` goes on with it."""
@@ -229,14 +232,20 @@ class Conversation:
         self._start = start
         return prompt
 
-    def _turn(
-        self, messages: list[Message], sampling: Sampling, cancel: CancelToken | None, said: Sequence[Notice] = ()
-    ) -> Iterator[Event]:
+    def _wish(self, asked: Mapping[str, Any]) -> Wish:
+        return Wish.of(self.sampling, self.options, self.toolbox.tools, self.schema, asked)
+
+    def _unheld(self, loose: Sequence[str]) -> Iterator[Notice]:
+        if new := [each for each in loose if each not in self._loose]:
+            self._loose |= set(new)
+            yield Notice(f"The grammar cannot hold: {', '.join(new)}. What it lets through is checked.")
+
+    def _turn(self, messages: list[Message], wish: Wish, said: Sequence[Notice] = ()) -> Iterator[Event]:
         """Generations, and the tools that they call, until one calls none."""
         self.toolbox, news = self.toolbox.renewed()
         self._notices += map(Notice, news)
-        tools = ToolTurn(self.toolbox, cancel, lambda source: self._picture(source, None))
-        while tools.wants((yield from self._generation(messages, sampling, cancel, said))):
+        tools = ToolTurn(self.toolbox, wish.cancel, lambda source: self._picture(source, None))
+        while tools.wants((yield from self._generation(messages, wish, said))):
             self._busy = True
             try:
                 yield from tools.answer(self._history[-1].tool_calls)
@@ -246,29 +255,30 @@ class Conversation:
                 self._kept()
             if tools.over:
                 break
-            messages, said = list(self._history), ()
-        yield from self._waiting()
-        yield tools.total()
+            messages, wish, said = list(self._history), wish.later(), ()
+        done, wrong = wish.parsed(tools.total())
+        yield from [*self._waiting(), *wrong]
+        yield done
 
-    def _generation(
-        self, messages: list[Message], sampling: Sampling, cancel: CancelToken | None, said: Sequence[Notice]
-    ) -> Generator[Event, None, Done]:
+    def _generation(self, messages: list[Message], wish: Wish, said: Sequence[Notice]) -> Generator[Event, None, Done]:
         """One answer. What was said stays whatever happens; one that failed before its first word leaves no trace."""
         self._idle()
         before, earlier = self._history, (self._start if messages[: self._start] == self._history[: self._start] else 0)
         self._busy, self._history, self._start = True, messages, earlier
-        turn = Turn(self.options.repetition_guard, cancel, len(messages))
+        turn = Turn(self.options.repetition_guard, wish.cancel, len(messages))
         done: Done | None = None
         left = False
         try:
             yield from [*self._waiting(), *said]
+            sampling, constraint, loose = wish.held(self.toolbox, self.options)
+            yield from self._unheld(loose)
             prompt = self._fitted(messages, sampling)
             yield from self.front.told(self, prompt, len(messages) - 1)
             if self._start > earlier:
                 gone = sum(message.role == "user" for message in messages[earlier : self._start])
                 yield Notice(f"The context is full: the {gone} oldest turn{'s' * (gone > 1)} will no longer be read.")
             limit = SpanLimit(CHANNEL, CHANNEL_END, self.options.think_budget, insert=(Text("\n"), Control(CHANNEL_END)))
-            request = Request(prompt, sampling, limit, self._name)
+            request = Request(prompt, sampling, limit, self._name, constraint)
             yield from turn.run(self.engine.generate(request, turn.token), prompt.open_span)
             done = turn.done()
         except GeneratorExit:

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
+from localgemma.chat.check import problem
 from localgemma.chat.declare import declared, is_sayable
 from localgemma.chat.docstrings import parse
-from localgemma.chat.hints import Field, Fields, object_schema, read_object
+from localgemma.chat.hints import BadArgument, Field, Fields, object_schema, read_object
 from localgemma.errors import UsageError
 
 _NAME = re.compile(r"[^\s\x00-\x1f\x7f-\x9f{}()<>\"'|:]{1,128}")  # what Gemma's call syntax can carry
@@ -24,8 +25,8 @@ _NAME = re.compile(r"[^\s\x00-\x1f\x7f-\x9f{}()<>\"'|:]{1,128}")  # what Gemma's
 class Tool:
     """What the model may call: `declaration` in the OpenAI form, and the function behind it, if it is run here.
 
-    `fields` are its parameters by their hints; None leaves arguments as they come. `schema` is what arguments are held to
-    where the declaration cannot say all of it.
+    `fields` are its parameters by their hints; None: arguments are held to the schema and passed on as they are.
+    `schema` is that schema where the declaration cannot say all of it.
     """
 
     declaration: Mapping[str, Any]
@@ -38,9 +39,19 @@ class Tool:
         """Its name in calls."""
         return str(self.declaration["function"]["name"])
 
+    @property
+    def parameters(self) -> Any:
+        """The schema of its arguments."""
+        return self.schema or self.declaration["function"].get("parameters") or {}
+
     def read(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments as the function's hints want them. Raises BadArgument, for the model to read."""
-        return dict(arguments) if self.fields is None else read_object(self.fields, arguments, "")
+        if self.fields is not None:
+            return read_object(self.fields, arguments, "")
+        wrong = problem(self.parameters, dict(arguments))
+        if wrong is not None:
+            raise BadArgument(wrong)
+        return dict(arguments)
 
 
 @runtime_checkable

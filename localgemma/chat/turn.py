@@ -192,4 +192,4 @@ def collect(events: Iterator[Event]) -> Answer:
     assert done is not None  # every turn ends with Done or raises
     said = done.message
     cost = (done.usage, done.timings, done.logprobs)
-    return Answer(said.text, said.thinking, said.tool_calls, done.finish_reason, *cost, tuple(results))
+    return Answer(said.text, said.thinking, said.tool_calls, done.finish_reason, *cost, tuple(results), done.parsed)

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 @click.option("--tool", "tools", multiple=True, metavar="MODULE:FUNCTION", help="A Python function that the model may call.")
 @click.option("--mcp", metavar="CONFIG", help="The tools of MCP servers; CONFIG is JSON as other clients read it.")
 @click.option("--allow", multiple=True, metavar="TOOL|all", help="Run this tool's calls without asking.")
+@click.option("--schema", metavar="FILE", help="A JSON schema that the answer must fit.")
 @click.option("--json", "as_object", is_flag=True, help="Print one JSON object instead of text.")
 @click.option("--quiet", is_flag=True, help="Only the answer and errors.")
 @click.option("--offline", is_flag=True, help="Open no connection.")
@@ -68,7 +69,7 @@ def command(
     system: str | None, think: bool | None, think_budget: int | None, show_thinking: bool, max_tokens: int | None,
     temperature: float | None, top_p: float | None, top_k: int | None, seed: int | None, template: str | None,
     again: bool, session: str | None, no_save: bool, save_state: bool, tools: tuple[str, ...], mcp: str | None,
-    allow: tuple[str, ...], as_object: bool, quiet: bool, offline: bool,
+    allow: tuple[str, ...], schema: str | None, as_object: bool, quiet: bool, offline: bool,
     **flags: Any,
 ) -> None:  # fmt: skip
     """Talk with a model.
@@ -88,7 +89,7 @@ def command(
         chat_options["template"] = _text_file(template, "--template FILE")
     if system and system.startswith("@"):
         system = _text_file(system[1:], "--system @FILE").strip()
-    text = _prompt(prompt, needed="--json" if as_object else None)
+    form, text = _schema(schema), _prompt(prompt, needed="--json" if as_object else None)
     images, texts = attachments(files)
     output = Output(quiet=quiet, show_thinking=show_thinking, silent_answer=as_object)
     with (
@@ -99,7 +100,7 @@ def command(
         if template == "file":
             chat_options["template"] = opened.own_template()
         chat = opened.chat()
-        chat.toolbox = toolbox
+        chat.toolbox, chat.schema = toolbox, form
         _taken_up(kept, chat, output)
         chat.system = chat.system if system is None else system
         chat.options, chat.sampling = updated(chat.options, chat_options), updated(chat.sampling, sampling)
@@ -187,6 +188,22 @@ def _text_file(name: str, how: str) -> str:
         raise NotFound(f"There is no file {name}.", f"Check its name: {how}") from None
     except (OSError, UnicodeDecodeError, ValueError):
         raise UsageError(f"{name} cannot be read as text.", f"Give a UTF-8 text file: {how}") from None
+
+
+def _schema(name: str | None) -> Any:
+    """The JSON schema in a file, refused here if no grammar can be made of it; None without one."""
+    from localgemma.gemma4.schema import read_schema
+
+    if name is None:
+        return None
+    try:
+        found = json.loads(_text_file(name, "--schema FILE"))
+    except (ValueError, RecursionError):
+        raise UsageError(f"{name} is no JSON.", "Give a file with a JSON schema: --schema FILE") from None
+    if not isinstance(found, dict):
+        raise UsageError(f"{name} holds no JSON schema.", 'Give an object, such as {"type": "object", "properties": {…}}.')
+    read_schema(found)
+    return found
 
 
 def _prompt(prompt: str | None, needed: str | None) -> str | None:

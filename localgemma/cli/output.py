@@ -276,7 +276,7 @@ def as_json(done: Done, model: str, plan: Plan) -> dict[str, Any]:
         "timings": asdict(timings),
         "model": model,
         "plan": [asdict(choice) for choice in plan.choices],
-    }
+    } | ({} if done.parsed is None else {"parsed": done.parsed})
 
 
 @contextmanager

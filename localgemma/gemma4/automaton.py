@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TypeAlias
 
 Ranges: TypeAlias = tuple[tuple[int, int], ...]  # sorted, disjoint, both ends included
@@ -240,9 +241,11 @@ class Nfa:
 
         def step(state: tuple[frozenset[int], bool]) -> Iterable[tuple[int, int, object]]:
             moves = [move for each in state[0] for move in self.moves[each]]
-            cuts = sorted({low for signs, _ in moves for low, _ in signs} | {high + 1 for signs, _ in moves for _, high in signs})
+            cuts = sorted(
+                {low for signs, _ in moves for low, _ in signs} | {high + 1 for signs, _ in moves for _, high in signs}
+            )
             self._worked(len(moves) * len(cuts))
-            for low, following in zip(cuts, cuts[1:], strict=False):
+            for low, following in pairwise(cuts):
                 targets = {to for signs, to in moves if any(a <= low <= b for a, b in signs)}
                 if targets:
                     yield low, following - 1, (self.closure(targets, ""), False)

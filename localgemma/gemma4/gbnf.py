@@ -270,7 +270,9 @@ class Writer:
         except TooLarge:
             raise UsageError("The schema's property names are too many.", _HINT) from None
         write = self._notation.quoted if opening else signs
-        entry = f'{opening} {self._automaton(spelling, write, closing or chr(34) * 2)} ":" {self._space} {self.rule(shape.others)}'
+        entry = (
+            f'{opening} {self._automaton(spelling, write, closing or chr(34) * 2)} ":" {self._space} {self.rule(shape.others)}'
+        )
         entry = self._shared(("entry", id(shape)), entry)
         another = self._shared(("another", entry), f"{self._comma()} {entry}")
         least, most, end = shape.least, shape.most, self._ending(True)

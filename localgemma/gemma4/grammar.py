@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +49,9 @@ class JsonNotation:
         special = [code for code in (*range(1, 32), 34, 92) if any(low <= code <= high for low, high in found)]
         short = [code for code in special if code in _ESCAPES]
         if short:
-            options.append(f'"\\\\" {signs(tuple((ord(_ESCAPES[code]),) * 2 for code in sorted(short, key=_ESCAPES.__getitem__)))}')
+            options.append(
+                f'"\\\\" {signs(tuple((ord(_ESCAPES[code]),) * 2 for code in sorted(short, key=_ESCAPES.__getitem__)))}'
+            )
         options += [f'"\\\\u00" {literal(f"{code:02x}")}' for code in special if code < 32 and code not in _ESCAPES]
         return " | ".join(options)
 
@@ -99,7 +101,9 @@ class CallNotation:
         read = read_call(f"call:f{{v:{text}}}")
         if read.error is not None or dict(read.arguments) != {"v": value} or text.count(QUOTE) != parts.count(Control(QUOTE)):
             raise UsageError(f"A value of the schema cannot be written in a call: {text[:80]}.", "Take it out of the schema.")
-        return " ".join(part.text if isinstance(part, Control) else literal(_checked(part.text)) for part in parts if part.text)
+        return " ".join(
+            part.text if isinstance(part, Control) else literal(_checked(part.text)) for part in parts if part.text
+        )
 
     def key(self, name: str) -> str:
         """A name as it is, or between quote markers where it could not be read otherwise."""
@@ -150,20 +154,25 @@ def answer(schema: Any, tools: Sequence[Mapping[str, Any]] = (), most: int = 16)
 
 def _calls(tools: Sequence[Mapping[str, Any]], most: int) -> tuple[str, tuple[str, ...]]:
     """Rules for `calls`, and what they do not hold."""
-    writer, loose, heads = Writer(CallNotation(), "c"), list[str](), list[str]()
-    for tool in tools:
+    rules, loose, heads = list[str](), list[str](), list[str]()
+    for index, tool in enumerate(tools):
         function = tool["function"]
         name = str(function["name"])
         try:
             read = read_schema(_arguments(function.get("parameters")))
-            heads.append(f"{literal(name)} {_braced(writer, read.shape)}")
-        except UsageError as error:
-            raise UsageError(f"The tool {name} cannot be held to its schema: {error.message}", error.hint) from None
-        loose += [f"{each} of {name}" for each in read.loose]
+            writer = Writer(CallNotation(), f"c{index}x")
+            braced = _braced(writer, read.shape)
+            loose += [f"{each} of {name}" for each in read.loose]
+        except UsageError as error:  # it may come from a server: the others are no worse for it
+            loose.append(f"the parameters of {name} ({error.message.rstrip('.')})")
+            writer = Writer(CallNotation(), f"c{index}x")
+            braced = _braced(writer, read_schema({"type": "object"}).shape)
+        rules.append(writer.text())
+        heads.append(f"{literal(name)} {braced}")
     more = f" another{{0,{most - 1}}}" if most > 1 else ""
     text = f"calls ::= call{more}\n" + ("another ::= call\n" if most > 1 else "")
     text += f'call ::= {CALL} "call:" ( {" | ".join(heads)} ) {CALL_END}\n'
-    return _limited(text + writer.text()), tuple(loose)
+    return _limited(text + "".join(rules)), tuple(loose)
 
 
 def _arguments(schema: Any) -> Any:
@@ -183,8 +192,3 @@ def _limited(text: str) -> str:
     if len(text) > 2 * MOST_TEXT:
         raise UsageError("The schemas make too large a grammar.", "Give fewer tools, or simpler schemas.")
     return text
-
-
-def loose_notice(loose: Iterable[str]) -> str:
-    """A sentence for the user."""
-    return f"The grammar does not hold, so it is checked afterwards: {', '.join(loose)}."

@@ -1,4 +1,4 @@
-"""References, and combinations of JSON schemas written out: allOf, and anyOf or oneOf beside other keywords, as flat schemas."""
+"""References of JSON schemas, and their combinations (allOf, and anyOf or oneOf beside others) written out as flat ones."""
 
 from __future__ import annotations
 
@@ -13,13 +13,27 @@ _HINT = "Correct or simplify the schema."
 _HIGHER = ("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties")
 _LOWER = ("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties")
 _BOTH = ("pattern", "format", "multipleOf")  # each counts: kept in a tuple
-_WORDS = ("title", "description", "default", "examples", "example", "$comment", "deprecated", "readOnly", "writeOnly", "$id", "$schema")
+_WORDS = (
+    "title",
+    "description",
+    "default",
+    "examples",
+    "example",
+    "$comment",
+    "deprecated",
+    "readOnly",
+    "writeOnly",
+    "$id",
+    "$schema",
+)
 
 
 def resolve(root: Any, target: Any, where: str) -> Any:
     """What a reference names inside the schema. Raises UsageError; nothing is ever fetched."""
     if not isinstance(target, str) or not target.startswith("#"):
-        raise UsageError(f"The reference {str(target)[:100]!r} at {where[:200]} leads out of the schema.", "Put it under $defs.")
+        raise UsageError(
+            f"The reference {str(target)[:100]!r} at {where[:200]} leads out of the schema.", "Put it under $defs."
+        )
     found = root
     for step in filter(None, target[1:].split("/")):
         step = unquote(step).replace("~1", "/").replace("~0", "~")
@@ -40,7 +54,9 @@ def branches(schema: Any, root: Any, where: str, loose: list[str], seen: tuple[s
         return []
     if not isinstance(schema, Mapping):
         raise UsageError(f"The schema at {where[:200]} is neither an object nor true or false.", _HINT)
-    own = {key: value for key, value in schema.items() if key not in ("$ref", "allOf", "anyOf", "oneOf", "$defs", "definitions")}
+    own = {
+        key: value for key, value in schema.items() if key not in ("$ref", "allOf", "anyOf", "oneOf", "$defs", "definitions")
+    }
     groups: list[list[dict[str, Any]]] = [[own]]
     if "$ref" in schema:
         target = schema["$ref"]
@@ -92,14 +108,19 @@ def merge(one: dict[str, Any], other: dict[str, Any], where: str, loose: list[st
         found["properties"] = _properties(one, other)
     explicit = [each["additionalProperties"] for each in (one, other) if "additionalProperties" in each]
     if explicit:
-        found["additionalProperties"] = False if False in explicit else explicit[0] if len(explicit) == 1 else {"allOf": explicit}
+        found["additionalProperties"] = (
+            False if False in explicit else explicit[0] if len(explicit) == 1 else {"allOf": explicit}
+        )
     return found
 
 
 def _properties(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in [*one.get("properties", {}), *other.get("properties", {})]:
-        parts = [each["properties"][name] if name in each.get("properties", {}) else each.get("additionalProperties") for each in (one, other)]
+        parts = [
+            each["properties"][name] if name in each.get("properties", {}) else each.get("additionalProperties")
+            for each in (one, other)
+        ]
         given = [part for part in parts if part is not None and part is not True]
         found[name] = False if False in given else given[0] if len(given) == 1 else {"allOf": given} if given else True
     return found

@@ -12,7 +12,9 @@ _PLACES = 20  # after the point
 _MOST_MULTIPLE = 500
 INTEGER = rf"-?(0|[1-9][0-9]{{0,{_DIGITS - 1}}})"
 # An exponent of three digits could be infinity in a float; with one digit before the point and at most 299 it is none.
-NUMBER = rf"-?((0|[1-9][0-9]{{0,{_DIGITS - 1}}})(\.[0-9]{{1,{_PLACES}}})?|[0-9](\.[0-9]{{1,{_PLACES}}})?[eE][-+]?[12]?[0-9]{{1,2}})"
+NUMBER = (
+    rf"-?((0|[1-9][0-9]{{0,{_DIGITS - 1}}})(\.[0-9]{{1,{_PLACES}}})?|[0-9](\.[0-9]{{1,{_PLACES}}})?[eE][-+]?[12]?[0-9]{{1,2}})"
+)
 _PLAIN = rf"-?(0|[1-9][0-9]{{0,{_DIGITS - 1}}})(\.[0-9]{{1,{_PLACES}}})?"
 
 

@@ -16,12 +16,16 @@ _SPACE: Ranges = ((0x09, 0x0D), (0x20, 0x20))
 # What neither takes for a space: Unicode's White_Space, ECMA's byte order mark, and the separators of Python's str.isspace.
 _NO_SPACE = without(
     ranges(
-        [(9, 13), (28, 32), (0x85, 0x85), (0xA0, 0xA0), (0x1680, 0x1680), (0x2000, 0x200A), (0x2028, 0x2029)]
-        + [(0x202F, 0x202F), (0x205F, 0x205F), (0x3000, 0x3000), (0xFEFF, 0xFEFF)]
+        [
+            *((9, 13), (28, 32), (0x85, 0x85), (0xA0, 0xA0), (0x1680, 0x1680), (0x2000, 0x200A), (0x2028, 0x2029)),
+            *((0x202F, 0x202F), (0x205F, 0x205F), (0x3000, 0x3000), (0xFEFF, 0xFEFF)),
+        ]
     )
 )
 _NO_WORD: Ranges = common(without(_WORD), ((1, 0x7F),))
-_NO_DIGIT: Ranges = common(without(_DIGIT), ((1, 0x65F), (0x2000, 0xA61F), (0xAC00, 0xD7FF)))  # Arabic-Indic digits begin at 660
+_NO_DIGIT: Ranges = common(
+    without(_DIGIT), ((1, 0x65F), (0x2000, 0xA61F), (0xAC00, 0xD7FF))
+)  # Arabic-Indic digits begin at 660
 _CLASSES = {"d": _DIGIT, "D": _NO_DIGIT, "w": _WORD, "W": _NO_WORD, "s": _SPACE, "S": _NO_SPACE}
 _WIDEST = {name: without(_CLASSES[name.swapcase()]) for name in _CLASSES}  # what either takes for one
 _SIGNS = {"n": 10, "r": 13, "t": 9, "f": 12, "v": 11}

@@ -85,7 +85,11 @@ def figure(schema: Mapping[str, Any], integer: bool, where: str, loose: list[str
             exclusive = schema.get("exclusive" + name.capitalize()) is True
             bounds.append((sign[0] if exclusive else sign, _decimal(value, f"{name} at {where}")))
     given = schema.get("multipleOf")
-    steps = [] if given is None else [_decimal(each, f"multipleOf at {where}") for each in (given if isinstance(given, tuple) else (given,))]
+    steps = (
+        []
+        if given is None
+        else [_decimal(each, f"multipleOf at {where}") for each in (given if isinstance(given, tuple) else (given,))]
+    )
     try:
         spelling, left = numbers(integer, bounds, steps)
     except TooLarge:

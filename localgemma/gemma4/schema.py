@@ -1,8 +1,8 @@
 """JSON schema (draft 2020-12, and what OpenAPI and older drafts write otherwise) read into shapes.
 
-What a grammar cannot hold is named in `loose`, never dropped in silence; it must be checked once a value is there. Narrower than
-the standard on purpose: an object with `properties` has no others unless `additionalProperties` allows them, and a schema without
-`type` means the kinds that its keywords speak of.
+What a grammar cannot hold is named in `loose`, never dropped in silence; it must be checked once a value is there. Narrower
+than the standard on purpose: an object with `properties` has no others unless `additionalProperties` allows them, and a schema
+without `type` means the kinds that its keywords speak of.
 """
 
 from __future__ import annotations
@@ -12,24 +12,64 @@ from dataclasses import dataclass
 from typing import Any
 
 from localgemma.errors import UsageError
+from localgemma.gemma4.automaton import other_than
 from localgemma.gemma4.merge import branches, resolve
 from localgemma.gemma4.scalars import figure, words
 from localgemma.gemma4.shapes import AnyOf, Entries, Exactly, Items, Shape, Words, apart, pairs, prune, same
-from localgemma.gemma4.automaton import other_than
 
 ANNOTATIONS = frozenset(
-    "title description default examples example deprecated readOnly writeOnly $comment $schema $id id $anchor $defs definitions "
-    "contentEncoding contentMediaType contentSchema discriminator xml externalDocs nullable $vocabulary enum const type".split()
+    [
+        "title",
+        "description",
+        "default",
+        "examples",
+        "example",
+        "deprecated",
+        "readOnly",
+        "writeOnly",
+        "$comment",
+        "$schema",
+        "$id",
+        "id",
+        "$anchor",
+        "$defs",
+        "definitions",
+        "contentEncoding",
+        "contentMediaType",
+        "contentSchema",
+        "discriminator",
+        "xml",
+        "externalDocs",
+        "nullable",
+        "$vocabulary",
+        "enum",
+        "const",
+        "type",
+    ]
 )
 KINDS: dict[str, frozenset[str]] = {
     "string": frozenset(("pattern", "minLength", "maxLength", "format")),
     "number": frozenset(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")),
     "array": frozenset(("items", "prefixItems", "additionalItems", "minItems", "maxItems", "uniqueItems", "contains")),
     "object": frozenset(
-        "properties required additionalProperties minProperties maxProperties patternProperties propertyNames".split()
+        [
+            "properties",
+            "required",
+            "additionalProperties",
+            "minProperties",
+            "maxProperties",
+            "patternProperties",
+            "propertyNames",
+        ]
     ),
 }
-HELD = frozenset().union(*KINDS.values()) - {"uniqueItems", "contains", "patternProperties", "propertyNames", "additionalItems"}
+HELD = frozenset().union(*KINDS.values()) - {
+    "uniqueItems",
+    "contains",
+    "patternProperties",
+    "propertyNames",
+    "additionalItems",
+}
 _TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 _MOST_SHAPES, _DEEPEST, _MOST_ITEMS = 5000, 60, 1000
 _HINT = "Correct or simplify the schema."
@@ -118,7 +158,7 @@ class _Reader:
     def _flat(self, schema: Mapping[str, Any], where: str, depth: int) -> Shape:
         """A schema without references and combinations."""
         for key, value in schema.items():
-            held = key in HELD or key in ANNOTATIONS or key.startswith("x-") or value is False and key == "uniqueItems"
+            held = key in HELD or key in ANNOTATIONS or key.startswith("x-") or (value is False and key == "uniqueItems")
             if not held and not (key == "additionalItems" and "items" not in schema):
                 self.loose.append(f"{key} at {where}")
         kinds = self._kinds(schema, where)
@@ -136,7 +176,7 @@ class _Reader:
                 found.append((self._items if kind == "array" else self._entries)(schema, where, depth))
         shape: Shape = found[0] if len(found) == 1 else AnyOf(found)
         if "enum" in schema or "const" in schema:
-            shape = Exactly(_allowed(schema, found, where))
+            shape = _one_of(_allowed(schema, found, where))
         return AnyOf([shape, Exactly((None,))]) if schema.get("nullable") is True else shape
 
     def _kinds(self, schema: Mapping[str, Any], where: str) -> list[str] | None:
@@ -202,6 +242,17 @@ class _Reader:
         return int(least), None if most is None else int(most)
 
 
+def _one_of(values: tuple[Any, ...]) -> Shape:
+    """These values; lists and objects among them as shapes, which may be written with white space."""
+    found: list[Shape] = [Exactly(simple)] if (simple := tuple(each for each in values if not isinstance(each, list | dict))) else []
+    for value in values:
+        if isinstance(value, list):
+            found.append(Items(tuple(_one_of((each,)) for each in value), None, len(value), len(value)))
+        elif isinstance(value, dict):
+            found.append(Entries({str(name): _one_of((each,)) for name, each in value.items()}, frozenset(map(str, value))))
+    return found[0] if len(found) == 1 else AnyOf(found)
+
+
 def _allowed(schema: Mapping[str, Any], kinds: list[Shape], where: str) -> tuple[Any, ...]:
     """The values of enum and const that also are of the kinds that the rest of the schema allows."""
     values = schema.get("enum", [schema.get("const")])
@@ -221,4 +272,9 @@ def _is(value: Any, kind: Shape) -> bool:
         return any(same(value, each) for each in kind.values)
     if isinstance(kind, Items | Entries):
         return isinstance(value, list if isinstance(kind, Items) else dict)
-    return not isinstance(kind, AnyOf) and isinstance(value, int | float) and (text := spelled(value)) is not None and kind.spelling.matches(text)
+    return (
+        not isinstance(kind, AnyOf)
+        and isinstance(value, int | float)
+        and (text := spelled(value)) is not None
+        and kind.spelling.matches(text)
+    )

@@ -239,6 +239,8 @@ class LlamaEngine:
         self._closed = True
         self._stop()
         self._thread.join()
+        if self._prefixes:
+            self._prefixes.close()
         if self._drafter:
             self._drafter.close()
         self._context.close()

@@ -59,8 +59,8 @@ class Generation:
         if slot is not None:
             self._slot = slot
             self._prefill = Prefill(slot, self._plan, self._cache, self._projector)
-            how = {"on_device": self._on_device, "sequence": slot.id, "guide": self._guide}
-            sampler = Sampler(self._context, self._request.sampling, **how)
+            sampling, guide = self._request.sampling, self._guide
+            sampler = Sampler(self._context, sampling, on_device=self._on_device, sequence=slot.id, guide=guide)
             try:
                 yield from self._filled(self._prefill)
                 ready = time.perf_counter()

@@ -1,8 +1,8 @@
 """A grammar at work: which tokens may come next, as llama.cpp's own grammar sampler says.
 
-It is asked about as few tokens as possible (a pass over Gemma's vocabulary takes 13 ms): the one that was sampled, then the other
-candidates, and only then, along the tokens' common beginnings, all of them. It aborts the process when it is told of a token that
-it forbids, so it is always asked first. Waiting for a trigger is done here and costs nothing.
+It is asked about as few tokens as possible (a pass over Gemma's vocabulary takes 13 ms): the one that was sampled, then the
+other candidates, and only then, along the tokens' common beginnings, all of them. It aborts the process when it is told of a
+token that it forbids, so it is always asked first. Waiting for a trigger is done here and costs nothing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The vocabulary by common beginnings: where a token may not come next, none that begins with it may.
 
-So the tokens that a grammar allows are found by asking about a few hundred of 262,144. It is made once a model, in a thread of its
-own (half a second for Gemma's vocabulary); until it is there, every token is asked about.
+So the tokens that a grammar allows are found by asking about a few hundred of 262,144. It is made once a model, in a thread of
+its own (about a second for Gemma's vocabulary); until it is there, every token is asked about.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class Prefixes:
         self.named[list(vocab.ends)] = True
         self._all = np.arange(vocab.size, dtype=np.int32)
         self._tree: tuple[Any, Any, Any] | None = None
+        self._closed = False
         self._thread = threading.Thread(target=self._build, name="localgemma-prefixes", daemon=True)
         self._thread.start()
 
@@ -37,6 +38,11 @@ class Prefixes:
 
     def wait(self) -> None:
         """Until it is."""
+        self._thread.join()
+
+    def close(self) -> None:
+        """End the making, before the vocabulary is freed."""
+        self._closed = True
         self._thread.join()
 
     def narrowed(self, allowed: Callable[[Any], Any]) -> Any:
@@ -60,11 +66,15 @@ class Prefixes:
         """Each token's parent is the longest other token that it begins with."""
         buckets: dict[bytes, list[tuple[bytes, int]]] = {}
         for token in range(self._vocab.size):
+            if self._closed:
+                return
             if not self.named[token] and (piece := self._vocab.spelled(token)):
                 buckets.setdefault(piece[:1], []).append((piece, token))
         parents = np.full(self._vocab.size, -1, np.int64)
         roots = [int(token) for token in np.flatnonzero(self.named)]
         for bucket in buckets.values():  # small sorts: each holds the interpreter's lock
+            if self._closed:
+                return
             open_: list[tuple[bytes, int]] = []
             for piece, token in sorted(bucket):
                 while open_ and not piece.startswith(open_[-1][0]):

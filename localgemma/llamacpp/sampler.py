@@ -39,9 +39,9 @@ class Sampler:
             self.on_device = bool(self._c.llama_set_sampler(context.pointer, sequence, self._chain))
 
     def sample(self, row: int) -> int | None:
-        """The token sampled for a row of the last batch, accepted; None where another must be drawn from logits that are not there.
+        """The token sampled for a row of the last batch, accepted.
 
-        Then, `settle` was done: evaluate the row again.
+        None where another must be drawn and the device left no logits for it; from then on the CPU samples: evaluate it again.
         """
         guide = self._guide
         if guide is not None and not guide.free and not self.on_device:
@@ -92,7 +92,7 @@ class Sampler:
             self._c.llama_sampler_accept(self._chain, token)
 
     def _guided(self, row: int, guide: Guide) -> int:
-        """A token that the guide allows: the one that the chain draws, else one of those that the chain leaves, else of all."""
+        """A token that the guide allows: the one that the chain draws, else one of those that it leaves, else of all."""
         c, size = self._c, self._context.model.vocab.size
         if self._candidates is None:
             self._candidates, self._ids = Candidates(c, size), np.arange(size, dtype=np.int32)
