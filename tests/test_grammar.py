@@ -43,6 +43,7 @@ class World:
         self.vocab = Vocabulary(c, c.llama_model_get_vocab(self._model))
         self.prefixes = Prefixes(self.vocab)
         self.prefixes.wait()
+        self.closing = [self.vocab.control(QUOTE), *(self.vocab.text(sign)[0] for sign in '"]},')]
 
     def guide(self, made: grammar.Grammar) -> Guide:
         """A grammar at its start."""
@@ -58,26 +59,30 @@ class World:
                 guide.accept(token)
         return guide.allows(1)
 
-    def written(self, made: grammar.Grammar, rng: random.Random, most: int = 250) -> str | None:
+    def written(self, made: grammar.Grammar, rng: random.Random, most: int = 120) -> str | None:
         """A random text that the grammar lets through, markers spelled; None where it does not end."""
         guide, out = self.guide(made), bytearray()
-        short = {token for token in range(self.vocab.size) if self.vocab.piece(token) in (b'"', b"}", b"]", QUOTE.encode(), b",")}
-        for count in range(4 * most):
-            allowed = guide.every()
-            assert len(allowed), "a dead end"
-            ends = [token for token in (1,) if token in allowed]
-            closing = [int(token) for token in allowed if int(token) in short]
-            if ends and (count > most or len(allowed) <= 3 or rng.random() < 0.3):
+        for count in range(5 * most):
+            if guide.allows(1) and (count > most or rng.random() < 0.3):
                 return out.decode("utf-8")
-            if closing and (count > most or rng.random() < 0.25):
-                token = closing[-1] if count > most else rng.choice(closing)
-            else:
-                usual = [int(token) for token in allowed if int(token) not in self.vocab.ends]
-                token = rng.choice(usual)
+            closing = [token for token in self.closing if guide.allows(token)] if count > most or rng.random() < 0.3 else []
+            tries = (rng.randrange(self.vocab.size) for _ in range(8))
+            token = rng.choice(closing) if closing else next((each for each in tries if self.speaks(guide, each)), None)
+            if token is None:
+                allowed = guide.every()
+                assert len(allowed), "a dead end"
+                if allowed[-1] in self.vocab.ends and all(int(each) in self.vocab.ends for each in allowed):
+                    return out.decode("utf-8")
+                while (token := int(allowed[rng.randrange(len(allowed))])) in self.vocab.ends:
+                    pass
             guide.accept(token)
             name = self.vocab.names.get(token)
             out += name.encode() if name else self.vocab.piece(token)
         return None
+
+    def speaks(self, guide: Guide, token: int) -> bool:
+        """Whether a token may come next and does not end the text."""
+        return token not in self.vocab.ends and guide.allows(token)
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +151,7 @@ def test_everything_accepted_is_valid(world: World, full: bool) -> None:
                 assert read.error is None, said
                 valid.validate(dict(read.arguments)["v"])
                 ended += 1
-    assert ended > 0.9 * tried
+    assert ended > 0.8 * tried
 
 
 def test_unheld_keywords_are_named() -> None:

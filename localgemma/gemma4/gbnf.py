@@ -220,68 +220,66 @@ class Writer:
         for name, body in zip(entries, fields, strict=True):
             self._set(name, body)
         needed = [name in shape.required for name in names]
-        memo: dict[tuple[Any, bool], str] = {}
+        other = self._other(shape)
+        if not entries:
+            return self._others_alone(shape, other)
         if len(entries) <= _ANY_ORDER:
-            return self._any_order(shape, entries, needed, frozenset(range(len(entries))), memo)
-        return self._in_order(shape, entries, needed)
+            return self._any_order(entries, needed, other)
+        return self._in_order(entries, needed, other)
 
-    def _in_order(self, shape: Entries, entries: list[str], needed: list[bool]) -> str:
-        """Entries one after another: a rule for what may follow each, after others and as the first."""
-        following, first = self._others(shape, True), self._others(shape, False)
-        for at in range(len(entries) - 1, -1, -1):
-            options = f"{self._comma()} {entries[at]} {following}", f"{entries[at]} {following}"
-            following, first = (
-                self._alternatives([option] if needed[at] else [option, skipped])
-                for option, skipped in zip(options, (following, first), strict=True)
-            )
+    def _in_order(self, entries: list[str], needed: list[bool], other: str) -> str:
+        """Entries one after another, `other` ones between them: rules for what may follow each, after others and as the first."""
+        comma = self._comma()
+        following, first = self._ending(True), self._ending(False)
+        for at in range(len(entries), -1, -1):
+            after, name = self._new(), self._new()
+            needs = at < len(entries) and needed[at]
+            for rule, skipped, head in ((after, following, f"{comma} "), (name, first, "")):
+                options = [f"{head}{entries[at]} {following}"] if at < len(entries) else []
+                options += [f"{head}{other} {after}"] if other else []
+                self._set(rule, " | ".join(options if needs else [*options, skipped]))
+            following, first = after, name
         return first
 
-    def _alternatives(self, options: list[str]) -> str:
-        name = self._new()
-        self._set(name, " | ".join(options))
-        return name
+    def _any_order(self, entries: list[str], needed: list[bool], other: str) -> str:
+        """Entries in any order, `other` ones between them: a rule for every set of those that are left."""
+        memo: dict[tuple[frozenset[int], bool], str] = {}
 
-    def _any_order(
-        self, shape: Entries, entries: list[str], needed: list[bool], left: frozenset[int], memo: dict[tuple[Any, bool], str]
-    ) -> str:
-        """Entries in any order: a rule for every set of those that are left."""
-        after = len(left) < len(entries)
-        key = (left, after)
-        if key not in memo:
-            name = memo[key] = self._new()
-            comma = f"{self._comma()} " if after else ""
-            rests = [(at, self._any_order(shape, entries, needed, left - {at}, memo)) for at in sorted(left)]
-            options = [f"{comma}{entries[at]} {rest}" for at, rest in rests]
-            if not any(needed[at] for at in left):
-                options.append(self._others(shape, after))
-            self._set(name, " | ".join(options))
-        return memo[key]
+        def rule(left: frozenset[int], after: bool) -> str:
+            key = (left, after)
+            if key not in memo:
+                name = memo[key] = self._new()
+                comma = f"{self._comma()} " if after else ""
+                options = [f"{comma}{entries[at]} {rule(left - {at}, True)}" for at in sorted(left)]
+                options += [f"{comma}{other} {rule(left, True)}"] if other else []
+                options += [] if any(needed[at] for at in left) else [self._ending(after)]
+                self._set(name, " | ".join(options))
+            return memo[key]
 
-    def _others(self, shape: Entries, after: bool) -> str:
-        """Entries that are not declared, and the end."""
-        if shape.others is None:
-            return self._shared(("end", after), self._ending(after))
-        key = ("others", id(shape), after)
-        if key in self._names:
-            return self._names[key]
-        name = self._names[key] = self._new(shape)
+        return rule(frozenset(range(len(entries))), False)
+
+    def _other(self, shape: Entries) -> str:
+        """A rule for an entry that is not declared; nothing where there may be none."""
+        if shape.others is None or shape.most == 0:
+            return ""
         try:
             spelling, opening, closing = self._notation.names(shape.names)
         except TooLarge:
             raise UsageError("The schema's property names are too many.", _HINT) from None
         write = self._notation.quoted if opening else signs
-        entry = (
-            f'{opening} {self._automaton(spelling, write, closing or chr(34) * 2)} ":" {self._space} {self.rule(shape.others)}'
-        )
-        entry = self._shared(("entry", id(shape)), entry)
-        another = self._shared(("another", entry), f"{self._comma()} {entry}")
-        least, most, end = shape.least, shape.most, self._ending(True)
+        name = self._automaton(spelling, write, closing or '""')
+        return self._shared(("entry", id(shape)), f'{opening} {name} ":" {self._space} {self.rule(shape.others)}')
+
+    def _others_alone(self, shape: Entries, other: str) -> str:
+        """Entries of which none is declared."""
+        if not other:
+            return self._shared(("end", False), self._ending(False))
+        least, most = shape.least, shape.most
         self._count += most or least
-        if after:
-            self._set(name, f"{another}* {end}")
-        else:
-            rest = f"{entry} {another}{_times(max(least - 1, 0), None if most is None else most - 1)} {end}"
-            self._set(name, '""' if most == 0 else rest if least else f'{rest} | ""')
+        another = self._shared(("another", other), f"{self._comma()} {other}")
+        rest = f"{other} {another}{_times(max(least - 1, 0), None if most is None else most - 1)} {self._ending(True)}"
+        name = self._new(shape)
+        self._set(name, rest if least else f'{rest} | ""')
         return name
 
 

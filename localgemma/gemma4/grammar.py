@@ -36,7 +36,7 @@ class Grammar:
 class JsonNotation:
     """JSON, compact or with the white space that models like."""
 
-    space = r'"" | " " | "\n" [ \t]{0,20}'
+    space = r'"" | " " | "\n" [ \t]{0,40}'
     free = _ANY_SIGN
 
     def within(self, spelling: Automaton) -> Automaton:

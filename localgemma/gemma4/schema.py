@@ -159,7 +159,7 @@ class _Reader:
         """A schema without references and combinations."""
         for key, value in schema.items():
             held = key in HELD or key in ANNOTATIONS or key.startswith("x-") or (value is False and key == "uniqueItems")
-            if not held and not (key == "additionalItems" and "items" not in schema):
+            if not held:
                 self.loose.append(f"{key} at {where}")
         kinds = self._kinds(schema, where)
         if kinds is None and not {"enum", "const"} & set(schema):
