@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, runtime_checkable
 
 from localgemma.messages import Pixels, Progress, Timings, TokenLogprob, Usage
-from localgemma.options import Sampling
+from localgemma.options import Constraint, Sampling
 
 if TYPE_CHECKING:
     import numpy as np
@@ -125,21 +125,6 @@ class SpanLimit:
     closes: str
     tokens: int
     insert: tuple[Control | Text, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Constraint:
-    """What may be generated: a grammar in llama.cpp's GBNF form with the start symbol `root`, control tokens by their names.
-
-    It holds from the first token that is one of `triggers` on, that included; without triggers, from the first token on that
-    is outside the request's span. Of control tokens only `markers` are let through, and inside strings only `quote`, which
-    opens and closes them. Where it is fulfilled, the generation ends.
-    """
-
-    grammar: str
-    triggers: tuple[str, ...] = ()
-    markers: tuple[str, ...] = ()
-    quote: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,6 +115,21 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class Constraint:
+    """What may be generated: a grammar in llama.cpp's GBNF form with the start symbol `root`, control tokens by their names.
+
+    It holds from the first token that is one of `triggers` on, that included; without triggers, from the first token on that
+    is outside the request's span. Of control tokens only `markers` are let through, and inside strings only `quote`, which
+    opens and closes them. Where it is fulfilled, the generation ends.
+    """
+
+    grammar: str
+    triggers: tuple[str, ...] = ()
+    markers: tuple[str, ...] = ()
+    quote: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class LoadOptions:
     """How a model is loaded; what is None is chosen by the plan.
 

@@ -9,14 +9,60 @@ from collections.abc import Callable
 from typing import Any
 
 Make = Callable[[random.Random], Any]
-NAMES = ("id", "name", "größe", "日本", "a b", "x.y", "Ä", "emoji😀", "q:uote", "com,ma", "{brace}", "it's", "Zeta", "_u", "n1", "", "ß")
-WORDS = "abc XYZ äöü ñ 日本語 😀 \" \\ \n < | > <| |> , : { } [ ] ' / 0 9 - \t .".split(" ")
+NAMES = (
+    "id",
+    "name",
+    "größe",
+    "日本",
+    "a b",
+    "x.y",
+    "Ä",
+    "emoji😀",
+    "q:uote",
+    "com,ma",
+    "{brace}",
+    "it's",
+    "Zeta",
+    "_u",
+    "n1",
+    "",
+    "ß",
+)
+WORDS = (
+    "abc",
+    "XYZ",
+    "äöü",
+    "ñ",
+    "日本語",
+    "😀",
+    '"',
+    "\\",
+    "\n",
+    "<",
+    "|",
+    ">",
+    "<|",
+    "|>",
+    ",",
+    ":",
+    "{",
+    "}",
+    "[",
+    "]",
+    "'",
+    "/",
+    "0",
+    "-",
+    "\t",
+    ".",
+    " ",
+)
 
 
 def text(rng: random.Random, least: int = 0, most: int = 12) -> str:
     """A string of so many code points, hostile ones among them; never one that spells a quote marker."""
     size = rng.randint(least, most)
-    signs = "".join(rng.choice(WORDS) or " " for _ in range(size + 2))[:size].ljust(size, "z")
+    signs = "".join(rng.choice(WORDS) for _ in range(size + 2))[:size].ljust(size, "z")
     return signs.replace('<|"|>', "<|'|>")
 
 
@@ -45,7 +91,9 @@ PATTERNS: tuple[tuple[str, Make], ...] = (
 )
 FORMATS: dict[str, Make] = {
     "date": lambda rng: f"{rng.randint(1, 9999):04}-{rng.randint(1, 12):02}-{rng.randint(1, 28):02}",
-    "time": lambda rng: f"{rng.randint(0, 23):02}:{rng.randint(0, 59):02}:{rng.randint(0, 59):02}" + rng.choice(["Z", "+02:00"]),
+    "time": lambda rng: (
+        f"{rng.randint(0, 23):02}:{rng.randint(0, 59):02}:{rng.randint(0, 59):02}" + rng.choice(["Z", "+02:00"])
+    ),
     "date-time": lambda rng: FORMATS["date"](rng) + "T" + FORMATS["time"](rng),
     "uuid": lambda rng: str(uuid.UUID(int=rng.getrandbits(128))),
     "email": lambda rng: letters(rng, 1, 8) + "@" + letters(rng, 1, 8) + ".org",
@@ -73,17 +121,23 @@ def _string(rng: random.Random, depth: int) -> tuple[dict[str, Any], Make]:
         low = rng.randint(0, 4)
         high = low + rng.randint(0, 30)
         bounds = rng.choice([{"minLength": low}, {"maxLength": high}, {"minLength": low, "maxLength": high}])
-        return {"type": "string", **bounds}, lambda rng: text(rng, bounds.get("minLength", 0), bounds.get("maxLength", low + 9))
+        return {"type": "string", **bounds}, lambda rng: text(
+            rng, bounds.get("minLength", 0), bounds.get("maxLength", low + 9)
+        )
     return {"type": "string"}, lambda rng: text(rng)
 
 
 def _integer(rng: random.Random, depth: int) -> tuple[dict[str, Any], Make]:
     low = rng.choice([0, 1, -5, -1000, 17, 100, rng.randint(-(10**6), 10**6)])
     high = low + rng.choice([0, 1, 9, 100, 12345])
-    bounds = rng.choice([{}, {"minimum": low}, {"maximum": high}, {"minimum": low, "maximum": high}, {"exclusiveMinimum": low - 1}])
+    bounds = rng.choice(
+        [{}, {"minimum": low}, {"maximum": high}, {"minimum": low, "maximum": high}, {"exclusiveMinimum": low - 1}]
+    )
     step = rng.choice([1, 1, 1, 2, 5, 7])
     schema = {"type": "integer", **bounds} | ({"multipleOf": step} if step > 1 else {})
-    first = bounds.get("minimum", bounds.get("exclusiveMinimum", low - 1) + 1 if "exclusiveMinimum" in bounds else high - 10**6)
+    first = bounds.get(
+        "minimum", bounds.get("exclusiveMinimum", low - 1) + 1 if "exclusiveMinimum" in bounds else high - 10**6
+    )
     last = bounds.get("maximum", first + 10**6)
     if step > 1 and -(-first // step) * step > last:
         del schema["multipleOf"]
@@ -107,7 +161,23 @@ def _number(rng: random.Random, depth: int) -> tuple[dict[str, Any], Make]:
 
 
 def _enum(rng: random.Random, depth: int) -> tuple[dict[str, Any], Make]:
-    pool: list[Any] = ["red", "grün", 'quo"te', "back\\slash", "a b", "<|turn>", "line\nend", "", 1, 2.5, -3, True, False, None, [1, "a"]]
+    pool: list[Any] = [
+        "red",
+        "grün",
+        'quo"te',
+        "back\\slash",
+        "a b",
+        "<|turn>",
+        "line\nend",
+        "",
+        1,
+        2.5,
+        -3,
+        True,
+        False,
+        None,
+        [1, "a"],
+    ]
     values = rng.sample(pool, rng.randint(1, len(pool)))
     if rng.random() < 0.3:
         values = [f"value {number}" for number in range(rng.randint(9, 60))]
@@ -144,7 +214,12 @@ def _map(rng: random.Random, depth: int) -> tuple[dict[str, Any], Make]:
     least = rng.randint(0, 2)
     schema = {"type": "object", "additionalProperties": inner} | ({"minProperties": least, "maxProperties": least + 3})
     if rng.random() < 0.5:
-        schema = {"type": "object", "properties": {"kind": {"const": "k"}}, "required": ["kind"], "additionalProperties": inner}
+        schema = {
+            "type": "object",
+            "properties": {"kind": {"const": "k"}},
+            "required": ["kind"],
+            "additionalProperties": inner,
+        }
         return schema, lambda rng: {"kind": "k"} | {letters(rng, 1, 3) + "0": make(rng) for _ in range(rng.randint(0, 3))}
     return schema, lambda rng: {f"{letters(rng, 1, 3)}{at}": make(rng) for at in range(rng.randint(least, least + 3))}
 
@@ -165,7 +240,12 @@ def _tuple(rng: random.Random, depth: int) -> tuple[dict[str, Any], Make]:
     open_ = rng.random() < 0.3
     rest, make = made(rng, depth + 1)
     least = rng.randint(0, len(parts))
-    schema = {"type": "array", "prefixItems": [part[0] for part in parts], "items": rest if open_ else False, "minItems": least}
+    schema = {
+        "type": "array",
+        "prefixItems": [part[0] for part in parts],
+        "items": rest if open_ else False,
+        "minItems": least,
+    }
 
     def values(rng: random.Random) -> list[Any]:
         size = rng.randint(least, len(parts))
@@ -206,9 +286,9 @@ def _combined(rng: random.Random, depth: int) -> tuple[dict[str, Any], Make]:
         second["properties"].pop(name)
         second["required"] = [each for each in second.get("required", []) if each != name]
     names = set(second["properties"])
-    return {"allOf": [first, second]}, lambda rng: make(rng) | {
-        name: value for name, value in more(rng).items() if name in names
-    }
+    return {
+        "allOf": [first, second]
+    }, lambda rng: make(rng) | {name: value for name, value in more(rng).items() if name in names}
 
 
 def tree(rng: random.Random, depth: int = 0) -> dict[str, Any]:
@@ -225,10 +305,19 @@ TREE = {
             "required": ["value"],
         },
         "a/b~c": {"type": ["string", "null"]},
-        "list": {"anyOf": [{"type": "null"}, {"type": "array", "prefixItems": [{"type": "integer"}, {"$ref": "#/$defs/list"}],
-                                              "items": False, "minItems": 2}]},
+        "list": {
+            "anyOf": [
+                {"type": "null"},
+                {
+                    "type": "array",
+                    "prefixItems": [{"type": "integer"}, {"$ref": "#/$defs/list"}],
+                    "items": False,
+                    "minItems": 2,
+                },
+            ]
+        },
     },
-}  # fmt: skip
+}
 
 
 def chain(rng: random.Random) -> Any:
@@ -239,13 +328,22 @@ def chain(rng: random.Random) -> Any:
 EDGES: list[tuple[dict[str, Any], Make]] = [
     (TREE | {"$ref": "#/$defs/node"}, tree),
     (TREE | {"$ref": "#/$defs/list"}, chain),
-    (TREE | {"type": "object", "properties": {"x": {"$ref": "#/$defs/a~1b~0c"}}}, lambda rng: {"x": rng.choice([None, text(rng)])}),
-    (TREE | {"allOf": [{"$ref": "#/$defs/node"}, {"required": ["children"]}]}, lambda rng: {"value": 1, "children": [tree(rng)]}),
+    (
+        TREE | {"type": "object", "properties": {"x": {"$ref": "#/$defs/a~1b~0c"}}},
+        lambda rng: {"x": rng.choice([None, text(rng)])},
+    ),
+    (
+        TREE | {"allOf": [{"$ref": "#/$defs/node"}, {"required": ["children"]}]},
+        lambda rng: {"value": 1, "children": [tree(rng)]},
+    ),
     ({"type": "object"}, lambda rng: {letters(rng, 1, 4): rng.choice([1, "a", None, [], {}])}),
     ({"type": "object", "properties": {}, "additionalProperties": False}, lambda rng: {}),
     ({"type": "array"}, lambda rng: [rng.choice([1, "x", None, {"a": []}]) for _ in range(rng.randint(0, 3))]),
     ({"type": "array", "maxItems": 0}, lambda rng: []),
-    ({"type": "array", "items": {"type": "integer"}, "minItems": 300, "maxItems": 310}, lambda rng: [1] * rng.randint(300, 310)),
+    (
+        {"type": "array", "items": {"type": "integer"}, "minItems": 300, "maxItems": 310},
+        lambda rng: [1] * rng.randint(300, 310),
+    ),
     ({"type": "integer", "minimum": -12, "maximum": 7}, lambda rng: rng.randint(-12, 7)),
     ({"type": "integer", "minimum": 999, "maximum": 1000}, lambda rng: rng.randint(999, 1000)),
     ({"type": "integer", "exclusiveMinimum": 0, "exclusiveMaximum": 2}, lambda rng: 1),
@@ -263,19 +361,51 @@ EDGES: list[tuple[dict[str, Any], Make]] = [
     ({"const": {"nested": [1, {"deep": None}]}}, lambda rng: {"nested": [1, {"deep": None}]}),
     ({"anyOf": [{"type": "string"}, {"type": "string", "maxLength": 2}]}, lambda rng: text(rng)),
     ({"oneOf": [{"type": "string"}, {"type": "integer"}, {"type": "null"}]}, lambda rng: rng.choice([text(rng), 5, None])),
-    ({"type": "object", "properties": {"a": True, "b": False, "c": {"type": "null"}}, "required": ["c"]}, lambda rng: {"c": None}),
-    ({"type": "OBJECT", "properties": {"a": {"type": "STRING", "nullable": True}}}, lambda rng: {"a": rng.choice([None, "x"])}),
+    (
+        {"type": "object", "properties": {"a": True, "b": False, "c": {"type": "null"}}, "required": ["c"]},
+        lambda rng: {"c": None},
+    ),
+    (
+        {"type": "OBJECT", "properties": {"a": {"type": "STRING", "nullable": True}}},
+        lambda rng: {"a": rng.choice([None, "x"])},
+    ),
     ({"properties": {"a": {"minimum": 3}}, "required": ["a"]}, lambda rng: {"a": rng.randint(3, 9)}),
-    ({"type": "object", "properties": {f"p{n}": {"type": "integer"} for n in range(60)}},
-     lambda rng: {f"p{n}": n for n in range(60) if rng.random() < 0.3}),
-    ({"type": "object", "required": ["x", "y"], "additionalProperties": {"type": "boolean"}}, lambda rng: {"x": True, "y": False}),
-    ({"type": "object", "properties": {"x": {"type": "integer"}}, "allOf": [{"properties": {"x": {"minimum": 5}}}],
-      "anyOf": [{"required": ["x"]}, {"properties": {"y": {"const": 1}}, "required": ["y"]}]}, lambda rng: {"x": 7}),
-    ({"type": "array", "items": [{"type": "integer"}, {"type": "string"}], "additionalItems": False, "minItems": 2},
-     lambda rng: [1, text(rng)]),
-    ({"type": "object", "properties": {"a": {"type": "string", "format": "date"}}, "required": ["a"], "title": "T",
-      "description": "d", "default": {}, "examples": [1], "$comment": "c", "x-own": 3}, lambda rng: {"a": FORMATS["date"](rng)}),
-]  # fmt: skip
+    (
+        {"type": "object", "properties": {f"p{n}": {"type": "integer"} for n in range(60)}},
+        lambda rng: {f"p{n}": n for n in range(60) if rng.random() < 0.3},
+    ),
+    (
+        {"type": "object", "required": ["x", "y"], "additionalProperties": {"type": "boolean"}},
+        lambda rng: {"x": True, "y": False},
+    ),
+    (
+        {
+            "type": "object",
+            "properties": {"x": {"type": "integer"}},
+            "allOf": [{"properties": {"x": {"minimum": 5}}}],
+            "anyOf": [{"required": ["x"]}, {"properties": {"y": {"const": 1}}, "required": ["y"]}],
+        },
+        lambda rng: {"x": 7},
+    ),
+    (
+        {"type": "array", "items": [{"type": "integer"}, {"type": "string"}], "additionalItems": False, "minItems": 2},
+        lambda rng: [1, text(rng)],
+    ),
+    (
+        {
+            "type": "object",
+            "properties": {"a": {"type": "string", "format": "date"}},
+            "required": ["a"],
+            "title": "T",
+            "description": "d",
+            "default": {},
+            "examples": [1],
+            "$comment": "c",
+            "x-own": 3,
+        },
+        lambda rng: {"a": FORMATS["date"](rng)},
+    ),
+]
 
 # A keyword that no grammar holds, and the schema that has it.
 UNHELD: dict[str, Any] = {

@@ -163,14 +163,28 @@ def test_unheld_keywords_are_named() -> None:
 @pytest.mark.parametrize(
     "schema",
     [
-        {"$ref": "http://example.org/schema"}, {"$ref": "#/nowhere"}, {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}},
-        {"type": "object", "properties": {"x": {"$ref": "#"}}, "required": ["x"]}, {"type": "nothing"}, {"enum": []}, 5,
-        {"type": "integer", "minimum": 5, "maximum": 4}, {"type": "string", "minLength": 5, "maxLength": 4}, False,
-        {"allOf": [{"type": "string"}, {"type": "integer"}]}, {"type": "array", "items": False, "minItems": 1},
-        {"enum": "abc"}, {"properties": []}, {"minLength": "a"}, {"minimum": "a"}, {"anyOf": []}, {"type": 5},
-        {"type": "string", "pattern": "^a$", "minLength": 2}, {"enum": ["\ud800"]},
+        {"$ref": "http://example.org/schema"},
+        {"$ref": "#/nowhere"},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}},
+        {"type": "object", "properties": {"x": {"$ref": "#"}}, "required": ["x"]},
+        {"type": "nothing"},
+        {"enum": []},
+        5,
+        {"type": "integer", "minimum": 5, "maximum": 4},
+        {"type": "string", "minLength": 5, "maxLength": 4},
+        False,
+        {"allOf": [{"type": "string"}, {"type": "integer"}]},
+        {"type": "array", "items": False, "minItems": 1},
+        {"enum": "abc"},
+        {"properties": []},
+        {"minLength": "a"},
+        {"minimum": "a"},
+        {"anyOf": []},
+        {"type": 5},
+        {"type": "string", "pattern": "^a$", "minLength": 2},
+        {"enum": ["\ud800"]},
     ],
-)  # fmt: skip
+)
 def test_impossible_schemas_are_refused(schema: Any) -> None:
     with pytest.raises(UsageError) as caught:
         grammar.answer(schema)
@@ -193,8 +207,12 @@ BOMBS = {
     "deep": _deep(5000),
     "doubling": _doubling(30),
     "wide": {"type": "object", "properties": {f"p{n}": {"type": "object", "properties": {"a": {}}} for n in range(20_000)}},
-    "repeated": {"type": "array", "items": {"type": "array", "items": {"type": "string", "maxLength": 2000}, "maxItems": 10**9},
-                 "maxItems": 10**9, "minItems": 10**6},
+    "repeated": {
+        "type": "array",
+        "items": {"type": "array", "items": {"type": "string", "maxLength": 2000}, "maxItems": 10**9},
+        "maxItems": 10**9,
+        "minItems": 10**6,
+    },
     "pattern": {"type": "string", "pattern": "((a{1000}){1000}){1000}"},
     "blow-up": {"type": "string", "pattern": ".*a.{30}$"},
     "long": {"type": "string", "pattern": "a" * 100_000},
@@ -203,7 +221,7 @@ BOMBS = {
     "huge numbers": {"type": "integer", "minimum": 10**300, "maximum": 10**301, "multipleOf": 10**200},
     "bounds": {"type": "number", "minimum": 1e-300, "maximum": 1e300},
     "counts": {"type": "array", "minItems": 1000, "maxItems": 1000, "items": {"type": "array", "minItems": 1000}},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BOMBS)
@@ -230,7 +248,7 @@ def test_patterns_match_as_python_does() -> None:
         except UnsupportedPattern:
             continue
         for _ in range(300):
-            text = "".join(rng.choice("abzAZ09-@.: äß\"\\rgdeu") for _ in range(rng.randint(0, 9)))
+            text = "".join(rng.choice('abzAZ09-@.: äß"\\rgdeu') for _ in range(rng.randint(0, 9)))
             assert mine.matches(text) == bool(re.search(source, text, re.ASCII)), (source, text)
     for name, make in FORMATS.items():
         from localgemma.gemma4.formats import FORMATS as spelled

@@ -11,12 +11,12 @@ from typing import Any
 from localgemma.chat.functions import Tool
 from localgemma.chat.structured import Form
 from localgemma.chat.tool_loop import Toolbox
-from localgemma.engine import CancelToken, Constraint
+from localgemma.engine import CancelToken
 from localgemma.errors import UsageError
 from localgemma.gemma4 import grammar
 from localgemma.gemma4.tokens import CALL, IDS
 from localgemma.messages import Done, Notice
-from localgemma.options import ChatOptions, Sampling, updated
+from localgemma.options import ChatOptions, Constraint, Sampling, updated
 
 _NEVER = float("-inf")
 

@@ -228,7 +228,7 @@ class Writer:
         return self._in_order(entries, needed, other)
 
     def _in_order(self, entries: list[str], needed: list[bool], other: str) -> str:
-        """Entries one after another, `other` ones between them: rules for what may follow each, after others and as the first."""
+        """Entries one after another, `other` ones between them: rules for what follows each, after others and as the first."""
         comma = self._comma()
         following, first = self._ending(True), self._ending(False)
         for at in range(len(entries), -1, -1):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from localgemma.engine import Constraint, Control
+from localgemma.engine import Control
 from localgemma.errors import UsageError
 from localgemma.gemma4.automaton import EVERY, Automaton, Ranges, both, common, not_containing, trimmed, without
 from localgemma.gemma4.calls import BARE_KEY, read_call
@@ -16,6 +16,7 @@ from localgemma.gemma4.schema import read_schema
 from localgemma.gemma4.shapes import Entries, Shape
 from localgemma.gemma4.tokens import CALL, CALL_END, QUOTE
 from localgemma.gemma4.tools import argument
+from localgemma.options import Constraint
 
 _ESCAPES = {8: "b", 9: "t", 10: "n", 12: "f", 13: "r", 34: '"', 92: "\\"}
 _PLAIN: Ranges = without(((1, 31), (34, 34), (92, 92)))

@@ -14,8 +14,8 @@ from typing import Any
 from localgemma.errors import UsageError
 from localgemma.gemma4.automaton import other_than
 from localgemma.gemma4.merge import branches, resolve
-from localgemma.gemma4.scalars import figure, words
-from localgemma.gemma4.shapes import AnyOf, Entries, Exactly, Items, Shape, Words, apart, pairs, prune, same
+from localgemma.gemma4.scalars import figure, spelled, words
+from localgemma.gemma4.shapes import AnyOf, Entries, Exactly, Figure, Items, Shape, Words, apart, pairs, prune, same
 
 ANNOTATIONS = frozenset(
     [
@@ -244,7 +244,8 @@ class _Reader:
 
 def _one_of(values: tuple[Any, ...]) -> Shape:
     """These values; lists and objects among them as shapes, which may be written with white space."""
-    found: list[Shape] = [Exactly(simple)] if (simple := tuple(each for each in values if not isinstance(each, list | dict))) else []
+    simple = tuple(value for value in values if not isinstance(value, list | dict))
+    found: list[Shape] = [Exactly(simple)] if simple else []
     for value in values:
         if isinstance(value, list):
             found.append(Items(tuple(_one_of((each,)) for each in value), None, len(value), len(value)))
@@ -264,17 +265,11 @@ def _allowed(schema: Mapping[str, Any], kinds: list[Shape], where: str) -> tuple
 
 
 def _is(value: Any, kind: Shape) -> bool:
-    from localgemma.gemma4.scalars import spelled
-
     if isinstance(kind, Words):
         return isinstance(value, str) and (kind.spelling is None or kind.spelling.matches(value))
     if isinstance(kind, Exactly):
         return any(same(value, each) for each in kind.values)
     if isinstance(kind, Items | Entries):
         return isinstance(value, list if isinstance(kind, Items) else dict)
-    return (
-        not isinstance(kind, AnyOf)
-        and isinstance(value, int | float)
-        and (text := spelled(value)) is not None
-        and kind.spelling.matches(text)
-    )
+    text = spelled(value) if isinstance(value, int | float) else None
+    return isinstance(kind, Figure) and text is not None and kind.spelling.matches(text)

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from localgemma.engine import Constraint, SpanLimit
+from localgemma.engine import SpanLimit
 from localgemma.errors import UsageError
 from localgemma.llamacpp import library, log
 from localgemma.llamacpp.model import Vocabulary
 from localgemma.llamacpp.prefixes import Prefixes
+from localgemma.options import Constraint
 
 CANDIDATE = np.dtype([("id", "i4"), ("logit", "f4"), ("p", "f4")])  # llama.h llama_token_data
 _LONGEST = 4_000_000  # characters of a grammar
