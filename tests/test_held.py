@@ -1,4 +1,4 @@
-"""Conversations that are held to something: tool_choice, parallel calls, structured answers; and the engine that holds them."""
+"""Conversations held to tool_choice, to a number of calls and to the form of an answer; and the engine that holds them."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_an_answer_that_was_cut_or_does_not_fit_is_not_parsed() -> None:
 
 def test_what_no_answer_can_be() -> None:
     chat, engine = chat_with()
-    for wrong in ("name", 5, {"type": "json_schema"}, {"type": "object", "properties": 3}, {"$ref": "http://a/b"}, set):
+    for wrong in ("name", 5, {"type": "json_schema"}, {"type": "object", "properties": 3}, {"$ref": "http://a/b"}, complex):
         with pytest.raises(UsageError):
             list(chat.send("Hi", schema=wrong))
     assert not engine.requests and not chat.history
@@ -282,7 +282,7 @@ def test_a_held_generation_on_the_device_chain(temperature: float) -> None:
             assert end.reason == "stop"
             Draft202012Validator(PERSON).validate(json.loads(text.rpartition(CHANNEL_END)[2]))
             free, _ = spoken(engine, Request(asked("Hello"), sampling, SPAN, "", None))
-            waiting = grammar.calls(Toolbox.of([weather]).tools and [tool.declaration for tool in Toolbox.of([weather]).tools])
+            waiting = grammar.calls([tool.declaration for tool in Toolbox.of([weather]).tools])
             assert spoken(engine, Request(asked("Hello"), sampling, SPAN, "", waiting.constraint))[0] == free
     engine.close()
 
@@ -319,7 +319,7 @@ def test_the_distribution_is_the_models_own_over_what_is_allowed(engine: LlamaEn
     words = ["Rome", "Oslo", "Bern", "Lima", "Cairo"]
     prompt = asked("Name a city.")
     held = Constraint("root ::= " + " | ".join(f'"{word}"' for word in words))
-    *_, (first, rows) = engine.score(prompt)
+    *_, (_, rows) = engine.score(prompt)
     logits = rows[-1].astype(np.float64)
     starts = {engine.tokenize(Prompt((Text(word),)))[0]: word for word in words}
     vocab = engine._model.vocab

@@ -53,7 +53,7 @@ class Guide:
         self._vocab, self._prefixes = vocab, prefixes
         self._triggers = frozenset(map(vocab.control, constraint.triggers))
         self._opens, self._closes = (vocab.control(span.opens), vocab.control(span.closes)) if span else (-1, -1)
-        self._inside = inside and span is not None
+        self._inside = self._thought = inside and span is not None
         self._quote = vocab.control(constraint.quote) if constraint.quote else -1
         markers = frozenset(map(vocab.control, constraint.markers)) | vocab.ends
         self._barred = frozenset(vocab.names) - markers
@@ -78,7 +78,7 @@ class Guide:
         """Whether this token may come next."""
         if self.free:
             return not (self._inside and not self._triggers and token in self._vocab.ends)
-        if token == self._opens and not self.begun:
+        if token == self._opens and not self.begun and not self._thought:
             return True
         if token in (self._barred_in_string if self._in_string else self._barred):
             return False
@@ -98,7 +98,8 @@ class Guide:
         barred = self._barred_in_string if self._in_string else self._barred
         for at in np.flatnonzero(self._prefixes.named[ids]):
             token = int(ids[at])
-            mask[at] = (token == self._opens and not self.begun) or (mask[at] and token not in barred)
+            opening = token == self._opens and not self.begun and not self._thought
+            mask[at] = opening or (mask[at] and token not in barred)
         return mask
 
     def every(self) -> Any:
@@ -112,6 +113,7 @@ class Guide:
                 return
             if not self._triggers and (self._inside or token == self._opens):
                 self._inside = token != self._closes
+                self._thought = True  # one span, or a model that may not say what it wants would think for ever
                 return
         self._c.llama_sampler_accept(self._grammar, token)
         self.begun = True

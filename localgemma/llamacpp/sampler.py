@@ -99,23 +99,26 @@ class Sampler:
         held = self._candidates
         raw = np.ctypeslib.as_array(self._logits(row), (size,))
         held.fill(self._ids, raw)
-        token = self._drawn(held)
-        if not guide.allows(token):
-            ids, logits = self._left(held)
-            mask = guide.allowed(ids)
-            if mask.any():
-                held.fill(ids[mask], logits[mask])
-                token = self._last(held)
-            else:
-                ids = guide.every()
-                if not len(ids):
-                    raise BackendError("The grammar allows no token any more.", "Simplify the schema, or leave it out.")
-                held.fill(ids, raw[ids])
-                token = self._drawn(held)
+        token = self._held_to(guide, held, raw, self._drawn(held))
         c.llama_sampler_accept(self._chain, token)
         guide.accept(token)
         self._past.append(token)
         return token
+
+    def _held_to(self, guide: Guide, held: Candidates, raw: Any, token: int) -> int:
+        """The token that was drawn if the guide allows it, else another."""
+        if guide.allows(token):
+            return token
+        ids, logits = self._left(held)
+        mask = guide.allowed(ids)
+        if mask.any():
+            held.fill(ids[mask], logits[mask])
+            return self._last(held)
+        ids = guide.every()
+        if not len(ids):
+            raise BackendError("The grammar allows no token any more.", "Simplify the schema, or leave it out.")
+        held.fill(ids, raw[ids])
+        return self._drawn(held)
 
     def _logits(self, row: int) -> Any:
         pointer = self._c.llama_get_logits_ith(self._context.pointer, row)
