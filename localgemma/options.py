@@ -118,9 +118,8 @@ class Sampling:
 class Constraint:
     """What may be generated: a grammar in llama.cpp's GBNF form with the start symbol `root`, control tokens by their names.
 
-    It holds from the first token that is one of `triggers` on, that included; without triggers, from the first token on that
-    is outside the request's span. Of control tokens only `markers` are let through, and inside strings only `quote`, which
-    opens and closes them. Where it is fulfilled, the generation ends.
+    It holds from a token of `triggers` on, that included; without triggers, from the first outside the request's span on. Of
+    control tokens only `markers` are let through, and inside strings only `quote`, which opens and closes them.
     """
 
     grammar: str

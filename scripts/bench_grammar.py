@@ -1,8 +1,8 @@
 """What a grammar costs a token on Gemma's own vocabulary: python scripts/bench_grammar.py VOCABULARY.gguf
 
-Inside a call, at several shares of rejected tokens, where another of the sampler's 64 candidates is allowed ("candidate") and where
-none is ("none": all tokens are looked through); and outside of calls. Times are of this thread's processor alone, so that other
-programs change them little. Prints a table, and one line of JSON.
+Inside a call, at several shares of rejected tokens, where another of the sampler's 64 candidates is allowed ("candidate")
+and where none is ("none": all tokens are looked through); and outside of calls. Times are of this thread's processor alone, so that
+other programs change them less. Prints a table, and one line of JSON.
 """
 
 from __future__ import annotations

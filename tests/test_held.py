@@ -216,7 +216,8 @@ def test_arguments_of_a_schema_alone_are_checked() -> None:
 
 
 def test_a_hostile_schema_of_one_tool_leaves_the_others_alone() -> None:
-    bomb = {"name": "bomb", "parameters": {"type": "object", "properties": {"a": {"$ref": "http://x/y"}}}}
+    declared = {"type": "function", "function": {"name": "bomb", "description": "", "parameters": {}}}
+    bomb = Tool(declared, None, None, {"type": "object", "properties": {"a": {"$ref": "http://x/y"}}})
     chat, engine = chat_with("Hi.", tools=[weather, bomb])
     events = list(chat.send("Hi"))
     assert any(isinstance(event, Notice) and "bomb" in event.text for event in events)
