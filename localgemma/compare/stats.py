@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 LEVEL = 0.05  # what is rarer than this by chance is called different
 SAMPLES = 2000  # resamples of a bootstrap; the 2.5 % point of a studentised mean is then right to about 3 % of itself
 SHUFFLES = 2000  # of a permutation test: a p of 0.05 has a standard error of 0.005
+_WIDEST = math.log(1000)  # a thousandfold: where one of few items has nearly all of a divergence, nothing is known
 _FEWEST = 3  # items of which an interval says anything
 _BLOCK = 1 << 20  # draws at once; their moments take 40 MiB
 _Z = 1.959963984540054  # the normal distribution's 97.5 % point
@@ -53,7 +54,8 @@ def mean(values: Any, items: Any) -> Interval:
 def ratio(log_values: Any, items: Any) -> Interval:
     """exp of the mean, such as one perplexity over another from the differences of log-probabilities."""
     found = _interval(*_sums(log_values, items), log=False)
-    return Interval(math.exp(found.value), math.exp(found.low), math.exp(found.high), found.n)
+    low, high = max(found.low, found.value - _WIDEST), min(found.high, found.value + _WIDEST)  # NaN stays NaN
+    return Interval(math.exp(found.value), math.exp(low), math.exp(high), found.n)
 
 
 def share(hits: Any, items: Any) -> Interval:
@@ -163,7 +165,8 @@ def _interval(sums: np.ndarray, counts: np.ndarray, *, log: bool) -> Interval:
         found.append(np.log(means / value) * means / errors if log else (means - value) / errors)
     low, high = (float(end) for end in np.quantile(np.concatenate(found), (0.975, 0.025)))
     if log:
-        return Interval(value, value * math.exp(-low * error / value), value * math.exp(-high * error / value), k)
+        low, high = (max(-_WIDEST, min(_WIDEST, -end * error / value)) for end in (low, high))
+        return Interval(value, value * math.exp(low), value * math.exp(high), k)
     return Interval(value, value - low * error, value - high * error, k)
 
 
