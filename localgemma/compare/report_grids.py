@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from localgemma.compare.records import CATEGORIES, Comparison, Result, Speed
-from localgemma.compare.report_numbers import UNKNOWN, column, nats, of, p_value, percent, places, rate, ratio, within
+from localgemma.compare.report_numbers import UNKNOWN, column, counted, nats, of, p_value, percent, places, rate, ratio, within
 from localgemma.compare.report_tests import pooled, told_apart
 from localgemma.units import format_duration, format_size
 
@@ -174,7 +174,10 @@ def conditions(comparison: Comparison) -> Iterator[tuple[str, str]]:
     c, reference = comparison.conditions, comparison.reference.subject
     sha = f", sha256 {reference.sha256[:16]}…" if reference.sha256 else ""
     yield "direction", f"KL(reference ‖ file), nats a token; reference: {reference.label} ({reference.name}{sha})"
-    yield "set", f"{c.set}: {c.positions:,} positions of {c.items:,} items; chat template {template(c.template)}"
+    yield (
+        "set",
+        f"{c.set}: {counted(c.positions, 'position')} of {counted(c.items, 'item')}; chat template {template(c.template)}",
+    )
     yield "noise floor", noise(comparison)
     yield "llama.cpp", f"{c.build}, {c.backend}, ubatch {c.ubatch}"
     yield (

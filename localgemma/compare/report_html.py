@@ -26,7 +26,7 @@ from localgemma.compare.report_grids import (
     speeds,
 )
 from localgemma.compare.report_lines import along, by_category
-from localgemma.compare.report_numbers import nats, percent, rate, within
+from localgemma.compare.report_numbers import counted, nats, percent, rate, within
 from localgemma.compare.report_scores import scores
 from localgemma.compare.report_style import STYLE
 from localgemma.compare.report_text import advice
@@ -64,29 +64,25 @@ def caption(comparison: Comparison, family: str | None = None) -> str:
     c, reference = comparison.conditions, comparison.reference.subject
     sha = f" (sha256 {reference.sha256[:12]}…)" if reference.sha256 else ""
     whose = f"{reference.label}{sha}" if family in (None, reference.family) else "the own reference"
+    rests = f"{counted(c.positions, 'position')} of {counted(c.items, 'item')}"
     return (
-        f"KL({whose} ‖ file) over {c.positions:,} positions of {c.items:,} items, set {c.set}; llama.cpp {c.build}, "
-        f"{c.backend}, ubatch {c.ubatch}; noise floor {noise(comparison)}."
+        f"KL({whose} ‖ file) over {rests}, set {c.set}; llama.cpp {c.build}, {c.backend}, ubatch {c.ubatch}; "
+        f"noise floor {noise(comparison)}."
     )
 
 
 def _what(comparison: Comparison) -> str:
-    c, count = comparison.conditions, len(comparison.results)
-    parts = [
-        f"{count} {'file' if count == 1 else 'files'}",
-        f"{c.positions:,} tokens of {c.items:,} items",
-        f"set {c.set}",
-        c.machine,
-        c.date,
-    ]
+    c = comparison.conditions
+    rests = f"{counted(c.positions, 'token')} of {counted(c.items, 'item')}"
+    parts = [counted(len(comparison.results), "file"), rests, f"set {c.set}", c.machine, c.date]
     return tag("p", text_of(" · ".join(part for part in parts if part)), class_="what")
 
 
 def _advice(comparison: Comparison, chosen: Result | None) -> str:
     first, *more = advice(comparison) or ("Nothing could be compared.",)
     lead = text_of(_unbroken(first))
-    if chosen and (name := text_of(chosen.subject.label)) in lead:
-        lead = lead.replace(name, tag("strong", name), 1)
+    if chosen and f"take {(name := text_of(chosen.subject.label))}" in lead:
+        lead = lead.replace(f"take {name}", f"take {tag('strong', name)}", 1)
     items = "".join(tag("li", text_of(_unbroken(sentence))) for sentence in more)
     facts = _facts(comparison, chosen) if chosen else ""
     return tag(

@@ -22,6 +22,11 @@ def nats(value: float) -> str:
     return f"{value:.{min(digits, 6)}f}"
 
 
+def counted(n: int, one: str) -> str:
+    """A number with its noun: `1 item`, `1,200 items`."""
+    return f"{n:,} {one}{'' if n == 1 else 's'}"
+
+
 def places(values: Iterable[float]) -> int:
     """Decimals that show two digits of the smallest value of a column, five at most, so that its numbers line up."""
     sizes = [abs(value) for value in values if value and math.isfinite(value)]
