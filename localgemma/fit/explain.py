@@ -200,8 +200,10 @@ def _pictures(planner: Planner, way: Way) -> Choice:
 
 def _checkpoints(way: Way) -> list[Choice]:
     size = way.setup.options.checkpoint_bytes
-    why = "copies of the sliding window, so that the next turn reads what is new" if size else "no RAM is left for them"
-    return [] if size is None else [Choice("checkpoints", format_size(size) if size else "none", why)]
+    if size is None:
+        return []
+    why = "copies of the sliding window, so that a turn reads only what is new" if size else "no RAM is left for them"
+    return [Choice("checkpoints", f"up to {format_size(size)} of RAM" if size else "none", why)]
 
 
 def _batch_reason(way: Way) -> str:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 DEFAULT_CONTEXT = 8192
+_TELLING = 128  # tokens from which the time of reading them says how fast long prompts are read
 _Result = TypeVar("_Result")
 
 
@@ -223,7 +224,7 @@ class LlamaEngine:
                         raise item
                     raise BackendError(f"The engine failed: {item!r}.") from item
                 if isinstance(item, Finished) and item.timings.prefill_speed:
-                    self._info = replace(self._info, prefill_speed=item.timings.prefill_speed)
+                    self._learn(item)
                 yield item
             ended = True
         finally:
@@ -231,6 +232,12 @@ class LlamaEngine:
                 cancel.cancel()
                 while outputs.get() is not END:
                     pass
+
+    def _learn(self, done: Finished) -> None:
+        """Keep the speed of reading; that of a few tokens, which is too low, only where no better one is known."""
+        speed = done.timings.prefill_speed
+        if done.usage.prompt - done.usage.cached >= _TELLING or speed > self._info.prefill_speed:
+            self._info = replace(self._info, prefill_speed=speed)
 
     def close(self) -> None:
         """Free the model; further calls raise."""
