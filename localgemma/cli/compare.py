@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from localgemma.cli.compare_obtain import Obtain
 from localgemma.cli.output import Output, interruptible
 from localgemma.engine import CancelToken
 from localgemma.errors import UsageError
@@ -25,12 +26,14 @@ _USE = "Write: localgemma compare A B --reference R"
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("names", metavar="NAME[:QUANT][@PUBLISHER]|FILE...", nargs=-1)
+@click.argument("names", metavar="NAME[:QUANT][@PUBLISHER]|FILE|TYPE...", nargs=-1)
 @click.option("--reference", metavar="NAME|FILE|FILE.lgref", help="What the others are measured against; default: the best.")
 @click.option("--save-reference", metavar="FILE.lgref", type=_PATH, help="Keep the walked reference, to hand it round.")
 @click.option("--set", "set_name", metavar="small|full", help="A built-in set; default: small.")
 @click.option("--data", multiple=True, metavar="FILE", help="Own texts, chats (.jsonl), saved chats, pictures; repeatable.")
 @click.option("--raw", is_flag=True, help="Text as llama-perplexity reads it; other architectures too.")
+@click.option("--make", is_flag=True, help="Make quantisations that are named by type alone from the reference.")
+@click.option("--pull", is_flag=True, help="Download models that are named and not here.")
 @click.option("--kv", multiple=True, type=click.Choice(KV_TYPES), help="Types of the KV cache to compare; repeatable.")
 @click.option("--ubatch", type=click.IntRange(16, 4096), metavar="N", help="Tokens a batch; default: what memory allows.")
 @click.option("--ctx", type=click.IntRange(512), metavar="N", help="Context; default: what the longest text needs.")
@@ -49,6 +52,8 @@ def command(
     set_name: str | None,
     data: tuple[str, ...],
     raw: bool,
+    make: bool,
+    pull: bool,
     kv: tuple[str, ...],
     ubatch: int | None,
     ctx: int | None,
@@ -64,7 +69,7 @@ def command(
     """Compare model files with a reference: KL divergence, perplexity, tasks and speed, token by token."""
     from localgemma import measured
     from localgemma.cli import compare_subjects as subjects
-    from localgemma.compare import recommend, run
+    from localgemma.compare import lgref, recommend, run
     from localgemma.fit import probe
 
     output = Output(quiet=quiet)
@@ -73,9 +78,10 @@ def command(
     for path in (report, save_reference):
         if path is not None:
             subjects.check_output(path)
-    corpus = _corpus(set_name, data, raw=raw)
     files = subjects.Files(any_architecture=raw)
-    base, candidates, notes = _subjects(files, names, reference, kv)
+    obtain = Obtain(output, None if reference is None or lgref.is_name(reference) else reference, make, pull)
+    base, candidates, notes = _subjects(files, obtain, names, reference, kv)
+    corpus = _corpus(set_name, data, raw=raw, pictures=any(files.projector.values()))
     machine = probe.machine()
     load = _load(base, corpus, subjects, ubatch, raw=raw)
     load = replace(load, ctx=ctx or load.ctx, gpu_layers=gpu_layers, threads=threads or machine.threads)
@@ -99,7 +105,7 @@ def command(
     _show(found, "markdown" if markdown else "csv" if as_csv else "json" if as_object else "table")
 
 
-def _corpus(set_name: str | None, data: Sequence[str], *, raw: bool) -> Corpus:
+def _corpus(set_name: str | None, data: Sequence[str], *, raw: bool, pictures: bool) -> Corpus:
     from localgemma.compare import corpus
 
     if set_name is not None and data:
@@ -108,7 +114,7 @@ def _corpus(set_name: str | None, data: Sequence[str], *, raw: bool) -> Corpus:
         if not data:
             raise UsageError("--raw reads your own text.", "Give it with: --data FILE")
         return _raw(data)
-    return corpus.from_data(data) if data else corpus.load_set(set_name or "small")
+    return corpus.from_data(data) if data else corpus.load_set(set_name or "small", pictures=pictures)
 
 
 def _raw(files: Sequence[str]) -> Corpus:
@@ -121,7 +127,7 @@ def _raw(files: Sequence[str]) -> Corpus:
 
 
 def _subjects(
-    files: Files, names: Sequence[str], reference: str | None, kv: Sequence[str]
+    files: Files, obtain: Obtain, names: Sequence[str], reference: str | None, kv: Sequence[str]
 ) -> tuple[Subject | Reference, list[Subject], tuple[str, ...]]:
     """The reference, the candidates, and what must be said about the choice."""
     from localgemma.cli.compare_subjects import unique
@@ -129,13 +135,14 @@ def _subjects(
 
     if not names:
         raise UsageError("No file to compare is named.", _USE)
-    found = [files.subject(name, each) for name in names for each in (kv or ("f16",))]
+    kinds = dict.fromkeys(("f16", *kv))
+    found = [files.subject(obtain.path(name), each) for name in names for each in kinds]
     if reference is not None and lgref.is_name(reference):
         opened = lgref.read(Path(reference).expanduser())
         return opened, unique(found), ()
     if reference is not None:
-        base, *rest = unique([files.subject(reference), *found])
-        rest = [each for each in rest if (each.sha256, each.kv) != (base.sha256, base.kv)]
+        found = [*(files.subject(obtain.path(reference), each) for each in kinds), *found]
+        base, *rest = unique(list({(each.sha256, each.kv): each for each in found}.values()))
         if not rest:
             raise UsageError("The reference is the only file named.", _USE)
         return base, rest, ()
@@ -154,7 +161,7 @@ def _load(base: Subject | Reference, corpus: Corpus, subjects: Any, ubatch: int 
     from localgemma.options import LoadOptions
 
     if isinstance(base, Subject):
-        longest, pictures = largest(corpus.items)
+        longest, pictures = largest(corpus)
         load: LoadOptions = subjects.layout(base.vocabulary_size, longest, pictures, ubatch)
         return replace(load, sequences=1) if raw else load  # one chunk after the other, as llama-perplexity -b 512 does
     origin = base.origin

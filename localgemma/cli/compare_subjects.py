@@ -24,6 +24,7 @@ ROWS = 128 * MIB  # of logits a batch: llama.cpp holds them twice, and a walk st
 MOST_ROWS = 512
 SEQUENCES = 8  # texts that share a batch
 LEAST_CONTEXT = 4096
+ANSWER = 2048  # positions left for an answer after the longest prompt
 _TOKENIZER = ("tokenizer.ggml.model", "tokenizer.ggml.tokens")
 
 
@@ -128,7 +129,7 @@ def layout(vocabulary: int, longest: int, pictures: int, ubatch: int | None = No
     budget = next((each for each in IMAGE_BUDGETS if each >= pictures), IMAGE_BUDGETS[-1]) if pictures else 0
     physical = max(ubatch or rows, budget)
     return LoadOptions(
-        ctx=max(LEAST_CONTEXT, longest), ubatch=physical, outputs=min(rows, physical), sequences=SEQUENCES,
+        ctx=max(LEAST_CONTEXT, longest + ANSWER), ubatch=physical, outputs=min(rows, physical), sequences=SEQUENCES,
         image_tokens=budget, checkpoint_bytes=0,
     )  # fmt: skip
 

@@ -169,7 +169,12 @@ class _Run:
         """The texts in the reference's tokens, with its own answers to prompts that came without one."""
         engine = self._open(self._base)
         answers = self._asking.answer(self._asked_key(self._base), engine).answers if self._job.ask else {}
-        return prepared([*self._job.corpus.items, *self._asking.items(answers)], engine)
+        samples = prepared([*self._job.corpus.items, *self._asking.items(answers)], engine)
+        longest = max(len(sample.passage) for sample in samples)
+        if longest > engine.info.context:  # it was a guess, made without a tokenizer
+            self.close()
+            self._job = replace(self._job, load=replace(self._job.load, ctx=longest))
+        return samples
 
     def _ask(self, subject: Subject) -> None:
         key = self._asked_key(subject)

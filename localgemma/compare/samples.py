@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from localgemma.compare.corpus import Corpus
 from localgemma.compare.records import Item
 from localgemma.engine import Control, Engine, Prompt, PromptPart, Text
 from localgemma.errors import BackendError, DiskError, NotFound, UsageError
+from localgemma.gemma4.prompt import render
 from localgemma.messages import Pixels
 from localgemma.passages import Passage
 
@@ -120,10 +122,11 @@ def digest(samples: Sequence[Sample]) -> str:
     return total.hexdigest()
 
 
-def largest(items: Sequence[Item]) -> tuple[int, int]:
-    """(positions of the longest item, guessed without a tokenizer: half its bytes of text; tokens of the largest picture)."""
+def largest(corpus: Corpus) -> tuple[int, int]:
+    """(positions of the longest text, guessed without a tokenizer: half its bytes; tokens of the largest picture)."""
     longest = pictures = 0
-    for item in items:
+    asked = [each.messages for each in corpus.questions] + [each.messages for each in corpus.asks]
+    for item in (*corpus.items, *(Item("", "", render(messages), Prompt(())) for messages in asked)):
         parts = [*item.prompt.flat(), *item.answer.flat()]
         seen = [part.tokens for part in parts if isinstance(part, Pixels)]
         words = sum(len(part.text.encode("utf-8", "replace")) for part in parts if not isinstance(part, Pixels))
