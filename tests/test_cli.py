@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -144,6 +145,8 @@ def test_a_picture_of_the_network_offline(engine: FakeEngine, run: Run, monkeypa
         (["chat", "x", "--think-budget", "-1"], 2),
         (["chat", "x", "--ctx", "1"], 2),
         (["chat", "x", "--kv", "q3"], 2),
+        (["plan", "--ctx", "10M"], 2),
+        (["plan", "--ctx"], 2),
         (["chat", "x", "--nonsense"], 2),
         (["nonsense"], 2),
         (["chat", "x", "-f", "missing.png"], 3),
@@ -156,8 +159,8 @@ def test_a_picture_of_the_network_offline(engine: FakeEngine, run: Run, monkeypa
 def test_bad_input_is_one_sentence_and_its_code(engine: FakeEngine, run: Run, args: list[str], code: int) -> None:
     result = run(*args, input="")
     assert result.exit_code == code, result.output
-    assert result.stderr.strip()
     assert "Traceback" not in result.output
+    assert re.fullmatch(r"Error: .+[.?] \S.+", result.stderr.strip()), result.stderr
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ class Root(LazyGroup):
             _set_up_streams()
             result = super().main(*args, **kwargs)
         except click.ClickException as error:
-            error.show()
+            _say_usage(error)
             sys.exit(error.exit_code)
         except (click.Abort, KeyboardInterrupt):
             sys.exit(130)
@@ -78,6 +78,18 @@ def _set_up_streams() -> None:
     logging.basicConfig(
         stream=sys.stderr, level=level if isinstance(level, int) else logging.ERROR, format="%(name)s: %(message)s"
     )
+
+
+def _say_usage(error: click.ClickException) -> None:
+    """A wrong option in one sentence; the help where there were no words at all."""
+    context = getattr(error, "ctx", None)
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        error.show()
+        return
+    words = context.command_path.removeprefix("python -m ").split() if context else ["localgemma"]
+    text = " ".join(error.format_message().split()).rstrip(".?")
+    end = "?" if "Did you mean" in text else "."
+    _say(f"Error: {text}{end} See what it takes with: {' '.join([*words, '--help'])}")
 
 
 def _say(text: str) -> None:

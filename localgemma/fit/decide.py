@@ -68,7 +68,9 @@ def decide(
     wishes = replace(wishes, base=base)
     trained = max(candidate.weights.shape.trained_context for candidate in candidates)
     if wishes.ctx is not None and wishes.ctx > trained:
-        raise UsageError(f"A context of {wishes.ctx:,} tokens is more than the model has.", f"It was trained for {trained:,}.")
+        raise UsageError(
+            f"A context of {wishes.ctx:,} tokens is more than the {trained:,} of the model.", f"Give --ctx {trained} or less."
+        )
     planner = Planner(machine, Table(), wishes, rates, entry)
     with Here(planner.machine) as here:
         planner.compute, planner.gains = here.compute, here.gains
