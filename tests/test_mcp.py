@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from localgemma.chat.results import ToolFailed
 from localgemma.chat.tool_loop import Toolbox
 from localgemma.chat.turn import collect
 from localgemma.engine import CancelToken
-from localgemma.errors import LocalgemmaError, NotFound, OfflineError, ToolServerError, UsageError
+from localgemma.errors import AccessError, LocalgemmaError, NotFound, OfflineError, ToolServerError, UsageError
 from localgemma.messages import ImagePart, Notice, ToolCall, ToolResult, ToolStarted
 from localgemma.options import ServerLimits, ToolLimits
 
@@ -389,6 +390,26 @@ def test_a_server_at_an_address_that_went_away_and_came_back() -> None:
 def test_nobody_at_an_address() -> None:
     with pytest.raises(ToolServerError, match=r"a at http://127\.0\.0\.1:\d+/mcp cannot be used"):
         opened(a={"url": f"http://127.0.0.1:{free_port()}/mcp"})
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "said"), [(401, AccessError, "refuses this client"), (500, ToolServerError, "error")]
+)
+def test_an_address_that_refuses(status: int, kind: type[LocalgemmaError], said: str) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            """Nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as web:
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        with pytest.raises(kind, match=said):
+            opened(a={"url": f"http://127.0.0.1:{web.server_port}/mcp"})
+        web.shutdown()
 
 
 def test_changed_tools_are_taken_up_between_turns(either: Servers) -> None:

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from localgemma.errors import TransferError
+from localgemma.errors import AccessError, TransferError
 from localgemma.net.http import CONNECT_SECONDS, require_online
 from localgemma.net.picture import is_loopback_name
 from localgemma.units import format_size
@@ -29,6 +29,9 @@ def tool_client(url: str, headers: Mapping[str, str], limit: int) -> httpx2.Asyn
         require_online(f"The MCP server at {host}")
 
     async def bound(response: httpx2.Response) -> None:
+        if response.status_code in (401, 403):
+            hint = 'Give it what it asks for: "headers": {"Authorization": "Bearer …"}.'
+            raise AccessError(f"The MCP server at {host} refuses this client ({response.status_code}).", hint)
         if response.headers.get("content-encoding", "identity").lower() != "identity":
             raise TransferError(f"{host} sent a compressed answer that was not asked for.", "Use another MCP server.")
         if not response.headers.get("content-type", "").lower().startswith("text/event-stream"):
