@@ -338,6 +338,17 @@ def test_a_server_that_never_answers_does_not_hold_the_start() -> None:
         opened(ServerLimits(start_seconds=1, stop_seconds=0.3), a=odd("mute"))
 
 
+def test_a_start_that_hangs_can_be_stopped() -> None:
+    servers = Servers(read_config({"mcpServers": {"a": odd("mute")}})[0], QUICK)
+    errors: list[LocalgemmaError] = []
+    starting = threading.Thread(target=lambda: errors.extend(servers.start()))
+    starting.start()
+    _wait(lambda: servers.servers[0].state == "starting")
+    servers.close()
+    starting.join(20)
+    assert not starting.is_alive() and "was stopped" in str(errors[0])
+
+
 def test_a_server_that_ends_at_once_says_why() -> None:
     with pytest.raises(ToolServerError, match=r"a ended \(exit code 3: Traceback: no such table\)"):
         opened(a=odd("dies"))

@@ -182,6 +182,11 @@ class Running:
                 process.kill()
             await _gone(process, self._limits.stop_seconds)
         self._guard.forget(process.pid)
+        # anyio offers no way to close the transport, which complains when it outlives the loop
+        transport = getattr(getattr(process, "_process", None), "_transport", None)
+        if transport is not None:
+            with contextlib.suppress(PermissionError):  # Python up to 3.12 may try to kill what is gone
+                transport.close()
 
 
 async def _gone(process: Process, seconds: float) -> bool:

@@ -59,7 +59,8 @@ class Server:
                 await self._start()
 
     async def stop(self) -> None:
-        """End the connection, and the process if there is one."""
+        """End the connection, and the process if there is one; a start under way ends too."""
+        self._end.set()
         async with self._lock:
             await self._halt()
 
@@ -94,6 +95,8 @@ class Server:
             await self._halt()
             seconds = f"{self._limits.start_seconds:g} seconds"
             self.error = ToolServerError(_sentence(f"The MCP server {self.name} was not ready after {seconds}", words), _NEXT)
+        elif self.error is None and self.state != "running":
+            self.error = ToolServerError(f"The MCP server {self.name} was stopped.", "Start it again.")
         if self.error is not None:
             raise self.error
 
