@@ -34,7 +34,7 @@ from localgemma.messages import ImagePart, Notice, ToolCall, ToolResult, ToolSta
 from localgemma.options import ServerLimits, ToolLimits
 
 TESTS = Path(__file__).parent
-QUICK = ServerLimits(start_seconds=30, stop_seconds=0.3)
+QUICK = ServerLimits(start_seconds=60, stop_seconds=0.3)
 posix = pytest.mark.skipif(sys.platform == "win32", reason="process groups and signals are those of POSIX")
 
 
@@ -89,7 +89,7 @@ class Http:
         self.entry = {"url": f"http://127.0.0.1:{self.port}/mcp", "headers": {"X-Test": "1"}}
         command = [sys.executable, str(TESTS / "mcp_world.py"), "--http", str(self.port), *flags]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        end = time.monotonic() + 60
+        end = time.monotonic() + 120
         while time.monotonic() < end and self.process.poll() is None:
             try:
                 socket.create_connection(("127.0.0.1", self.port), 1).close()
@@ -476,7 +476,7 @@ def _children(pid: int) -> list[psutil.Process]:
     return psutil.Process(pid).children(recursive=True)
 
 
-def _wait(done: Callable[[], bool], seconds: float = 30) -> None:
+def _wait(done: Callable[[], bool], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < end, "it did not happen"
@@ -579,11 +579,13 @@ def test_every_error_is_one_sentence_with_a_next_step() -> None:
 @pytest.mark.live
 def test_the_demo_model_calls_a_server(stdio: Servers) -> None:
     with localgemma.open("demo") as model:
-        chat = model.chat(tools=[stdio], temperature=0, max_tokens=100)
+        theirs = [tool for tool in stdio.tools() if "__get_" in tool.name]  # those that the model was trained with
+        chat = model.chat(tools=theirs, temperature=0, max_tokens=100)
         answer = chat.ask("What is the weather in Berlin and in Copenhagen?")
         assert [dict(result.call.arguments) for result in answer.tool_results] == [{"city": "Berlin"}, {"city": "Copenhagen"}]
         assert answer.content == "It is 21 degrees and sunny in Berlin. It is 21 degrees and sunny in Copenhagen."
-        assert str(chat.ask("What is the stock price of RMXK?")) == "The price of RMXK is 826."
+        another = model.chat(tools=theirs, temperature=0, max_tokens=100)
+        assert str(another.ask("What is the stock price of RMXK?")) == "The price of RMXK is 826."
 
 
 @pytest.mark.live

@@ -95,7 +95,7 @@ class Server:
             await self._halt()
             seconds = f"{self._limits.start_seconds:g} seconds"
             self.error = ToolServerError(_sentence(f"The MCP server {self.name} was not ready after {seconds}", words), _NEXT)
-        elif self.error is None and self.state != "running":
+        elif self.error is None and self._client is None:
             self.error = ToolServerError(f"The MCP server {self.name} was stopped.", "Start it again.")
         if self.error is not None:
             raise self.error
