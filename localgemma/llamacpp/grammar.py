@@ -66,8 +66,10 @@ class Guide:
         if not self._grammar:
             raise UsageError(f"llama.cpp cannot read the grammar of {len(text):,} characters.", "Correct or simplify it.")
         self.close = weakref.finalize(self, c.llama_sampler_free, self._grammar)
-        self._one = Candidates(c, 1)
-        self._some = Candidates(c, 1024)
+        self._one = c.llama_token_data(0, 0.0, 0.0)
+        one = c.llama_token_data_array(ctypes.pointer(self._one), 1, -1, False)
+        self._one_alone = ctypes.byref(one)
+        self._some = Candidates(c, 8192)
 
     @property
     def free(self) -> bool:
@@ -82,11 +84,10 @@ class Guide:
             return True
         if token in (self._barred_in_string if self._in_string else self._barred):
             return False
-        data = self._one.data
-        data["id"][0], data["logit"][0] = token, 0.0
-        self._one.array.size = 1
-        self._c.llama_sampler_apply(self._grammar, self._one.reference)
-        return bool(data["logit"][0] == 0.0)
+        one = self._one
+        one.id, one.logit = token, 0.0
+        self._c.llama_sampler_apply(self._grammar, self._one_alone)
+        return bool(one.logit == 0.0)
 
     def allowed(self, ids: Any) -> Any:
         """Which of these tokens (int32 array) may come next, as a mask; while the grammar does not hold, too."""

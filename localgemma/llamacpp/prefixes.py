@@ -54,12 +54,15 @@ class Prefixes:
         while len(frontier):
             good = frontier[allowed(frontier)]
             found.append(good)
-            begin, end = starts[good], starts[good + 1]
-            some = np.flatnonzero(end > begin)
-            if int((end - begin).sum()) > _MANY:
+            spans = [
+                (begin, end)
+                for begin, end in zip(starts[good].tolist(), starts[good + 1].tolist(), strict=True)
+                if end > begin
+            ]
+            if sum(end - begin for begin, end in spans) > _MANY:
                 return self._all[allowed(self._all)]
-            parts = [children[begin[at] : end[at]] for at in some]
-            frontier = np.concatenate(parts) if parts else children[:0]
+            parts = [children[begin:end] for begin, end in spans]
+            frontier = parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else children[:0]
         return np.concatenate(found)
 
     def _build(self) -> None:
