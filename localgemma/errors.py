@@ -3,6 +3,7 @@
 LocalgemmaError                exit 1
 ├── UsageError                 2   wrong option or bad input
 │   ├── BadMedia               2   a picture, video or document that cannot be read
+│   │   └── LockedDocument     2   one that wants a password, or another one
 │   ├── PictureTooLarge        2   more picture tokens than this load allows
 │   ├── BadModelFile           2   not a GGUF, damaged, or of another architecture
 │   ├── ContextOverflow        2   the prompt needs more tokens than the context has
@@ -56,6 +57,10 @@ class UsageError(LocalgemmaError):
 
 class BadMedia(UsageError):
     """A picture, video or document that cannot be read."""
+
+
+class LockedDocument(BadMedia):
+    """A document that wants a password, or another one than it was given."""
 
 
 class PictureTooLarge(UsageError):

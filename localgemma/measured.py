@@ -38,7 +38,8 @@ class Load:
 class Measured:
     """`rates` are bytes of weights a second by `device:ggml type id`, `driver` bytes by device, `program` bytes of RAM.
 
-    `drafts` are how many times faster a drafter made decoding, by model, drafter and placement (fit.drafts.key).
+    `drafts` are how many times faster a drafter made decoding, by model, drafter and placement (fit.drafts.key). `reading` are
+    the tokens of words a second, and those of pictures, by model.
     """
 
     rates: Mapping[str, float] = field(default_factory=dict)
@@ -46,6 +47,7 @@ class Measured:
     program: int = 0
     drafts: Mapping[str, float] = field(default_factory=dict)
     loads: tuple[Load, ...] = ()
+    reading: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def with_load(self, load: Load) -> Measured:
         """The record with one more load, the oldest forgotten."""
@@ -99,8 +101,9 @@ def load(key: str) -> Measured:
             program=int(raw.get("program", 0)),
             drafts={str(name): float(value) for name, value in raw.get("drafts", {}).items()},
             loads=tuple(Load(**item) for item in raw.get("loads", ()))[-KEPT_LOADS:],
+            reading={str(name): (float(pair[0]), float(pair[1])) for name, pair in raw.get("reading", {}).items()},
         )
-    except (TypeError, ValueError, AttributeError):
+    except (TypeError, ValueError, AttributeError, LookupError):
         return Measured()
 
 

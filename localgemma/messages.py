@@ -30,9 +30,10 @@ class Pixels:
 
 @dataclass(frozen=True, slots=True)
 class TextPart:
-    """Words; never control tokens, whatever they spell."""
+    """Words; never control tokens, whatever they spell. `source` names the document that they are from, if any."""
 
     text: str
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +92,20 @@ class Message:
 
     @property
     def text(self) -> str:
-        """Its words alone, parts joined."""
-        return "".join(part.text for part in self.content if isinstance(part, TextPart))
+        """Its own words alone, without those of documents, parts joined."""
+        return "".join(part.text for part in self.content if isinstance(part, TextPart) and not part.source)
+
+    @property
+    def read(self) -> tuple[Part, ...]:
+        """Its parts as they are read: a text of a document and one beside it are one, with a blank line between them."""
+        out: list[Part] = []
+        for part in self.content:
+            before = out[-1] if out else None
+            if isinstance(before, TextPart) and isinstance(part, TextPart) and (before.source or part.source):
+                out[-1] = TextPart(f"{before.text}\n\n{part.text}", part.source)
+            else:
+                out.append(part)
+        return tuple(out)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from localgemma import settings
+from localgemma import net, settings
 from localgemma.chat.conversation import Conversation
 from localgemma.chat.functions import Source
 from localgemma.chat.mcp import mcp as mcp
 from localgemma.chat.tool_loop import Approve, Toolbox
 from localgemma.engine import CancelToken, Engine, EngineInfo
 from localgemma.errors import DoesNotFit, NotDownloaded, NotFound, UsageError
+from localgemma.fit import reading
 from localgemma.fit.choices import Choice
 from localgemma.messages import Progress
 from localgemma.options import ChatOptions, LoadOptions, Sampling, ToolLimits, updated
@@ -90,7 +91,8 @@ class Model:
             updated(ChatOptions(thinking=thinking), chat),
             updated(Sampling(), rest),
             tools=Toolbox.of(tools, approve, updated(ToolLimits(), limits)),
-            fetch=_fetch_picture,
+            fetch=net.fetch_picture,
+            speeds=reading.speeds(self.plan.decision),
         )
 
     def own_template(self) -> str:
@@ -103,8 +105,10 @@ class Model:
         return template
 
     def close(self) -> None:
-        """Free the model; conversations of it end."""
+        """Free the model; conversations of it end. How fast it read is kept for the next forecast."""
+        info = self.engine.info
         self.engine.close()
+        reading.keep(self.plan.decision, info)
 
     def __enter__(self) -> Model:
         return self
@@ -218,12 +222,6 @@ def build() -> str:
     from localgemma.llamacpp import library
 
     return library.build()
-
-
-def _fetch_picture(url: str) -> bytes:
-    from localgemma import net
-
-    return net.fetch_picture(url)
 
 
 def pull(name: str, *, progress: Callable[[Transferred], None] | None = None, cancel: CancelToken | None = None) -> Path:

@@ -21,6 +21,7 @@ from localgemma.cli.interactive import COMMANDS, Interactive
 from localgemma.cli.output import Output, _block_end, clean
 from localgemma.errors import (
     BackendError,
+    BadMedia,
     DecodeError,
     DoesNotFit,
     LocalgemmaError,
@@ -230,16 +231,17 @@ def test_text_files_go_into_the_prompt(engine: FakeEngine, run: Run, tmp_path: P
     assert run("chat", "Code?", "-f", str(tmp_path / "notes.txt"), input="").exit_code == 0
     assert "notes.txt:\n\nThe code is KZ-7639.\n\nCode?" in str(engine.requests[0].prompt)
     (tmp_path / "a.pdf").write_bytes(b"%PDF-1.7")
-    assert attachments([str(tmp_path / "a.pdf")])[0] == [str(tmp_path / "a.pdf")]
+    with pytest.raises(BadMedia, match="damaged"):
+        attachments([str(tmp_path / "a.pdf")])
     (tmp_path / "a.png").write_bytes(b"text in a picture's clothes")
-    assert attachments([str(tmp_path / "a.png")])[0] == [str(tmp_path / "a.png")]
+    assert attachments([str(tmp_path / "a.png")]) == [str(tmp_path / "a.png")]
 
 
 class _Script:
     """A session that reads these lines."""
 
     def __init__(self, engine: FakeEngine, lines: list[Any]) -> None:
-        self.session = Interactive(model := _model(engine), model.chat(), Output(), [], [])
+        self.session = Interactive(model := _model(engine), model.chat(), Output(), [])
         self.lines = list(lines)
         self.session._read = self.read
 

@@ -12,13 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from localgemma.chat.conversation import Conversation
-from localgemma.chat.documents import MAX_TEXT, html_text, text_of
+from localgemma.chat.documents import MAX_TEXT, html_text, is_text, read
 from localgemma.cli.attach import attachments
 from localgemma.engine import Control
 from localgemma.errors import BadMedia
 from localgemma.gemma4.tokens import MARKERS
 
 NAMESPACE = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'
+
+
+def text_of(path: Path) -> str | None:
+    """The text of a file; None where it is none."""
+    return read(path).text if is_text(path) else None
 
 
 def docx(path: Path, body: str, prolog: str = "") -> Path:
@@ -34,7 +39,7 @@ def p(text: str) -> str:
 @pytest.mark.parametrize(
     ("name", "data", "wanted"),
     [
-        ("a.txt", b"Gr\xc3\xbc\xc3\x9fe\r\n", "Grüße\r\n"),
+        ("a.txt", b"Gr\xc3\xbc\xc3\x9fe\r\n", "Grüße\n"),
         ("a.md", b"# Title\n\n* one", "# Title\n\n* one"),
         ("a.csv", b"\xef\xbb\xbfa;b\n1;2\n", "a;b\n1;2\n"),
         ("a.py", b"print('<html>')\n", "print('<html>')\n"),
@@ -78,7 +83,7 @@ def test_paragraphs_and_tables_of_a_docx(tmp_path: Path) -> None:
     body += "<w:p><w:r><w:t>a</w:t><w:tab/><w:t>b</w:t><w:br/><w:t>c &amp; d</w:t></w:r></w:p>"
     path = docx(tmp_path / "a.docx", body)
     assert text_of(path) == "Title\n1\t2\nkept\na\tb\nc & d"
-    assert attachments([str(path)]) == ([], ["a.docx:\n\nTitle\n1\t2\nkept\na\tb\nc & d"])
+    assert [found.titled for found in attachments([str(path)])] == ["a.docx:\n\nTitle\n1\t2\nkept\na\tb\nc & d"]
 
 
 def test_a_docx_that_wants_more_than_to_be_read(tmp_path: Path) -> None:
@@ -112,8 +117,7 @@ def test_markers_in_documents_and_their_names_stay_text(tmp_path: Path) -> None:
     page.write_text("<p>" + markers.replace("<", "&lt;"))
     docx(tmp_path / "a.docx", p(markers.replace("<", "&lt;")))
     engine = FakeEngine()
-    texts = attachments([str(path) for path in sorted(tmp_path.iterdir())])[1]
-    Conversation(engine).ask("\n\n".join(texts))
+    Conversation(engine).ask("What?", attachments([str(path) for path in sorted(tmp_path.iterdir())]))
     plain = FakeEngine()
     Conversation(plain).ask("Hello")
 

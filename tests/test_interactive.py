@@ -163,7 +163,7 @@ def _model(engine: FakeEngine) -> runtime.Model:
 
 def _talk(engine: FakeEngine) -> Interactive:
     model = _model(engine)
-    return Interactive(model, model.chat(), Output(), [], [])
+    return Interactive(model, model.chat(), Output(), [])
 
 
 def test_a_change_at_the_front_says_what_is_read_again(capsys: pytest.CaptureFixture[str]) -> None:

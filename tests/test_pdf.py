@@ -2,46 +2,34 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from pathlib import Path
 
 import pytest
 from fakes import FakeEngine
+from pdfs import CASES, Case, pdf
 from PIL import Image, ImageDraw
 
 from localgemma.chat.conversation import Conversation
-from localgemma.chat.pdf import is_good, pdf_parts, wanted
+from localgemma.chat.pdf import Wanted, plan, wanted
+from localgemma.chat.pdf_text import is_good
+from localgemma.chat.room import Room
 from localgemma.cli.attach import attachments
 from localgemma.engine import EngineInfo
-from localgemma.errors import BadMedia, ContextOverflow, UsageError
-from localgemma.messages import ImagePart, TextPart
+from localgemma.errors import BadMedia, ContextOverflow, LockedDocument, UsageError
+from localgemma.messages import ImagePart, Notice, Part, Progress, TextPart
 
+LOOKS = [case for case in CASES if len(case.pages) < 100]
 INFO = EngineInfo("fake", "gemma4", 100_000, 1120)
 LINES = "(The quick brown fox jumps over the lazy dog.) Tj 0 -16 Td " * 20
 
 
-def pdf(path: Path, pages: list[str], *, page: str = "", trailer: str = "", more: tuple[str, ...] = ()) -> Path:
-    """A PDF of content streams; object 3 is the font, `more` objects follow from 4."""
-    kids = [4 + len(more) + 2 * i for i in range(len(pages))]
-    objects = [
-        "<</Type/Catalog/Pages 2 0 R" + ("/AcroForm<</Fields[4 0 R]>>" if "AcroForm" in trailer else "") + ">>",
-        f"<</Type/Pages/Count {len(pages)}/Kids[{' '.join(f'{k} 0 R' for k in kids)}]>>",
-        "<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>",
-        *more,
-    ]
-    for kid, content in zip(kids, pages, strict=True):
-        resources = "/Resources<</Font<</F 3 0 R>>" + ("/XObject<</I 4 0 R>>" if more and "Image" in more[0] else "") + ">>"
-        objects.append(f"<</Type/Page/Parent 2 0 R/MediaBox[0 0 595 842]/Contents {kid + 1} 0 R{resources}{page}>>")
-        objects.append(f"<</Length {len(content)}>>stream\n{content}\nendstream")
-    data, places = b"%PDF-1.7\n", []
-    for number, text in enumerate(objects, 1):
-        places.append(len(data))
-        data += f"{number} 0 obj\n{text}\nendobj\n".encode("latin-1")
-    table = "".join(f"{place:010d} 00000 n \n" for place in places)
-    size = len(objects) + 1
-    head = f"xref\n0 {size}\n0000000000 65535 f \n{table}trailer"
-    path.write_bytes(data + f"{head}<</Size {size}/Root 1 0 R{trailer}>>\nstartxref\n{len(data)}\n%%EOF".encode())
-    return path
+def pdf_parts(asked: Wanted | None, info: EngineInfo) -> list[Part]:
+    """The pages as a conversation reads them."""
+    assert asked is not None
+    planned = plan(asked, info, Room(info.context, lambda text: len(text) // 3))
+    return [part for part in planned.read() if not isinstance(part, Progress)]
 
 
 def words(text: str) -> str:
@@ -64,7 +52,7 @@ PICTURE = (
     "<</Type/XObject/Subtype/Image/Width 1/Height 1/ColorSpace/DeviceGray/BitsPerComponent 8/Length 1>>stream\n\x40\nendstream"
 )
 LONG = words(LINES)
-CASES: dict[str, tuple[str, str]] = {
+PAGES: dict[str, tuple[str, str]] = {
     "text": (LONG, "text"),
     "short": (words("(Chapter 1) Tj"), "text"),
     "empty": ("", "text"),
@@ -78,27 +66,41 @@ CASES: dict[str, tuple[str, str]] = {
 }
 
 
+@pytest.mark.parametrize("case", LOOKS, ids=lambda case: case.name)
+def test_pages_are_what_they_are_and_read_in_order(tmp_path: Path, case: Case) -> None:
+    path = tmp_path / case.name
+    case.make(path)
+    source = f"{path}#password={case.password}" if case.password else path
+    assert "".join("p" if kind == "picture" else "t" for kind in kinds(source)) == case.pages
+    text = "\n".join(part.text for part in pdf_parts(wanted(source), INFO) if isinstance(part, TextPart))
+    at = 0
+    for piece in case.reads:
+        at = text.find(piece, at) + 1
+        assert at, (piece, text)
+
+
 @pytest.mark.parametrize("turned", [0, 90, 180, 270])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", PAGES)
 def test_a_page_is_read_or_looked_at(tmp_path: Path, name: str, turned: int) -> None:
-    content, way = CASES[name]
+    content, way = PAGES[name]
     path = pdf(tmp_path / "a.pdf", [content], page=f"/Rotate {turned}", more=(PICTURE,))
     assert kinds(path) == [way]
     assert kinds(f"{path}#text") == ["text"] and kinds(f"{path}#picture") == ["picture"]
 
 
 def test_pages_keep_their_numbers_and_order(tmp_path: Path) -> None:
-    scan = CASES["scan"][0]
+    scan = PAGES["scan"][0]
     path = pdf(
         tmp_path / "a.pdf", [words(f"(This is sheet {i}.) Tj") if i % 2 else scan for i in range(1, 6)], more=(PICTURE,)
     )
     engine = FakeEngine()
-    assert attachments([f"{path}#p2-4#560"]) == ([f"{path}#p2-4#560"], [])
+    assert attachments([f"{path}#p2-4#560"]) == [f"{path}#p2-4#560"]
     chat = Conversation(engine)
     chat.ask("What is on sheet 3?", images=[f"{path}#p2-4#560"])
-    first, picture, third, fourth, question = chat.history[0].content
-    assert first == TextPart("a.pdf, page 2 of 5:") and isinstance(picture, ImagePart) and isinstance(fourth, ImagePart)
-    assert third == TextPart("a.pdf, page 3 of 5:\n\nThis is sheet 3.\n\na.pdf, page 4 of 5:")
+    first, picture, third, fourth, question = chat.history[0].read
+    assert isinstance(picture, ImagePart) and isinstance(fourth, ImagePart)
+    assert first == TextPart("a.pdf, page 2 of 5:", f"{path} page 2")
+    assert third == TextPart("a.pdf, page 3 of 5:\n\nThis is sheet 3.\n\na.pdf, page 4 of 5:", f"{path} page 4")
     assert question == TextPart("What is on sheet 3?") and picture.budget == 560 and picture.source.endswith("a.pdf page 2")
 
 
@@ -106,7 +108,7 @@ def test_a_scan_made_by_pillow(tmp_path: Path) -> None:
     image = Image.new("RGB", (800, 1100), "white")
     ImageDraw.Draw(image).text((100, 100), "scanned", fill="black")
     image.save(tmp_path / "scan.pdf", save_all=True, append_images=[image])
-    parts = pdf_parts(wanted(tmp_path / "scan.pdf"), INFO)  # type: ignore[arg-type]
+    parts = pdf_parts(wanted(tmp_path / "scan.pdf"), INFO)
     pictures = [part for part in parts if isinstance(part, ImagePart) and part.pixels]
     assert [p.budget for p in pictures] == [1120, 1120] and all(p.pixels and 900 < p.pixels.tokens <= 1120 for p in pictures)
 
@@ -115,8 +117,8 @@ def test_more_pages_than_fit_are_said_with_those_that_do(tmp_path: Path) -> None
     path = pdf(tmp_path / "long.pdf", [LONG] * 2000)
     info = EngineInfo("fake", "gemma4", 8192, 1120)
     with pytest.raises(ContextOverflow, match=r"Pages 1 to \d+ of 1 to 2000 fit: long.pdf#p1-\d+") as caught:
-        pdf_parts(wanted(path), info)  # type: ignore[arg-type]
-    fitting = str(caught.value).split("fit: long.pdf")[1].split(";")[0]
+        pdf_parts(wanted(path), info)
+    fitting = re.findall(r"fit: long.pdf(#p1-\d+)", str(caught.value))[0]
     assert set(kinds(f"{path}{fitting}", info)) == {"text"}
 
 
@@ -136,12 +138,64 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert wanted("missing.pdf#p1") is None and wanted(b"%PDF-") is None
 
 
+def test_a_password_is_given_with_the_name_or_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = next(case.make for case in CASES if case.password)
+    make(tmp_path / "a.pdf")
+    path = str(tmp_path / "a.pdf")
+    with pytest.raises(LockedDocument, match=r"Give it: a\.pdf#password=…"):
+        attachments([path])
+    with pytest.raises(LockedDocument, match="is another one"):
+        attachments([f"{path}#p1#password=open"])
+    assert attachments([f"{path}#p1#password=open sesame"]) == [f"{path}#p1#password=open sesame"]
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("click.prompt", lambda *_, **__: "open sesame")
+    (asked,) = attachments([f"{path}#p1"])
+    engine = FakeEngine()
+    chat = Conversation(engine)
+    events = list(chat.send("What is behind it?", [asked]))
+    assert "Behind a lock" in str(engine.requests[0].prompt)
+    chat.save(tmp_path / "kept")
+    assert "sesame" not in repr(events) + (tmp_path / "kept" / "chat.json").read_text() + str(engine.requests[0].prompt)
+
+
+def test_pdfium_has_no_javascript() -> None:
+    import pypdfium2
+
+    assert not {"V8", "XFA"} & set(pypdfium2.PDFIUM_INFO.flags)
+
+
+def test_documents_share_the_context(tmp_path: Path) -> None:
+    one, other = pdf(tmp_path / "one.pdf", [LONG] * 3), pdf(tmp_path / "other.pdf", [LONG] * 8)
+    engine = FakeEngine(context=8000)
+    with pytest.raises(
+        ContextOverflow, match=r"Pages 1 to 5 of 1 to 8 fit: other.pdf#p1-5; or load with --ctx 16384"
+    ) as caught:
+        Conversation(engine).send("What?", [one, other])
+    assert caught.value.available == 8000 and caught.value.needed > 8000
+    chat = Conversation(engine)
+    notices = [event.text for event in chat.send("What?", [one, f"{other}#p1-5"]) if isinstance(event, Notice)]
+    assert [text.split(", about")[0] for text in notices] == [
+        "one.pdf → pages 1-3 of 3, 3 as text", "other.pdf → pages 1-5 of 8, 5 as text"
+    ]  # fmt: skip
+    with pytest.raises(ContextOverflow, match="--ctx"):
+        chat.send("And this?", [one])
+
+
+def test_words_stay_when_the_question_changes(tmp_path: Path) -> None:
+    chat = Conversation(FakeEngine())
+    chat.ask("How many?", [pdf(tmp_path / "a.pdf", [words("(Three bees.) Tj")])])
+    assert chat.history[0].text == "How many?"
+    for _ in chat.edit(0, "Which animals?"):
+        pass
+    assert chat.prompt().parts and "Three bees.\n\nWhich animals?" in str(chat.prompt())
+
+
 def test_a_model_without_eyes_reads_texts_alone(tmp_path: Path) -> None:
     blind = EngineInfo("fake", "gemma4", 8192, 0)
-    path = pdf(tmp_path / "a.pdf", [LONG, CASES["scan"][0]], more=(PICTURE,))
+    path = pdf(tmp_path / "a.pdf", [LONG, PAGES["scan"][0]], more=(PICTURE,))
     assert kinds(f"{path}#p1", blind) == ["text"]
     with pytest.raises(UsageError, match="#text"):
-        pdf_parts(wanted(path), blind)  # type: ignore[arg-type]
+        pdf_parts(wanted(path), blind)
 
 
 def test_a_name_with_marks_may_be_a_file(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from videos import REFERENCE, make_video, picture
 
 from localgemma.chat.clip import kind_of
 from localgemma.chat.conversation import Conversation
-from localgemma.chat.video import forecast, frames, video_part
+from localgemma.chat.room import Room
+from localgemma.chat.video import forecast, frames, plan
 from localgemma.engine import Media
 from localgemma.errors import BadMedia, ContextOverflow, UsageError
 from localgemma.gemma4.prompt import video
@@ -30,6 +31,15 @@ from localgemma.options import ChatOptions
 
 DATA = Path(__file__).parent / "data" / "video.json"
 OPTIONS = ChatOptions()
+
+
+def video_part(path: Path, options: ChatOptions, budget: int | None = None, context: int = 1 << 20) -> VideoPart | None:
+    """The video as a conversation reads it."""
+    planned = plan(f"{path}#{budget}" if budget else path, options, Room(context, len))
+    if planned is None:
+        return None
+    (part,) = [part for part in planned.read() if isinstance(part, VideoPart)]
+    return part
 
 
 def spelled(part: VideoPart) -> str:

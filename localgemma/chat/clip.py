@@ -93,7 +93,7 @@ def open_clip(source: str | Path) -> Iterator[Clip | None]:
         import av
     except ImportError:
         raise BadMedia(f"{path.name} is a video, which needs one more package.", _INSTALL) from None
-    av.logging.set_level(av.logging.PANIC)
+    av.logging.set_level(None)  # PyAV's own callback waits for the GIL in decoder threads, which who frees a decoder holds
     try:
         with path.open("rb") as stream, av.open(stream, format=kind, metadata_errors="replace") as container:
             yield _clip(container, path.name)

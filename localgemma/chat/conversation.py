@@ -15,14 +15,13 @@ from typing import Any, Literal
 from localgemma.chat import record
 from localgemma.chat.front import Front
 from localgemma.chat.held import Wish
-from localgemma.chat.parts import joined, parts_of
+from localgemma.chat.parts import Files
 from localgemma.chat.tool_loop import Toolbox, Tools, ToolTurn
-from localgemma.chat.turn import Turn, collect, picture_of, picture_sizes
-from localgemma.chat.video import described
+from localgemma.chat.turn import Turn, collect, picture_of
 from localgemma.engine import Control, Engine, KeepsState, Prompt, Request, SpanLimit, StateInfo, Text
 from localgemma.errors import BadConversation, BadState, DiskError, NotFound
 from localgemma.gemma4.tokens import CHANNEL, CHANNEL_END
-from localgemma.messages import Answer, Done, Event, ImagePart, Message, Notice, Part, TextPart, ToolCall
+from localgemma.messages import Answer, Done, Event, ImagePart, Message, Notice, TextPart, ToolCall
 from localgemma.options import ChatOptions, Sampling
 
 
@@ -43,6 +42,7 @@ class Conversation:
         tools: Tools = (),
         history: Sequence[Message] = (),
         fetch: Callable[[str], bytes] | None = None,
+        speeds: tuple[float, float] = (0.0, 0.0),
     ) -> None:
         self.engine = engine
         self.system = system
@@ -52,6 +52,7 @@ class Conversation:
         self.schema: Any = None  # the form of every answer, as `schema` of `send`
         self.last: Done | None = None
         self.keep: Callable[[Conversation], object] | None = None  # called after every change; may raise DiskError
+        self._speeds = speeds  # tokens of words and of pictures a second as the model read earlier; 0: not known
         self._notices: list[Notice] = []  # to be said in the next turn
         self._name = uuid.uuid4().hex  # what the engine knows it by
         self._loose: set[str] = set()  # what of schemas no grammar holds, and was said
@@ -76,19 +77,22 @@ class Conversation:
     ) -> Iterator[Event]:
         """Say something and stream the answer's events, Done last; leaving the loop cancels.
 
-        `images` are paths (of videos and PDFs too), bytes, PIL images, URLs or parts; `"a.png#1120"` has its own budget. By
-        name also: `cancel`, a CancelToken; `schema`, the form of the answer (JSON schema, response_format, class);
-        `tool_choice`; any field of Sampling. Raises UsageError, BadMedia, PictureTooLarge and ContextOverflow.
+        `images` are paths (of videos, PDFs and texts too), bytes, PIL images, URLs or parts; `"a.png#1120"` has its own
+        budget. By name also: `cancel`, a CancelToken; `schema`, the form of the answer (JSON schema, response_format, class);
+        `tool_choice`; any field of Sampling. Raises UsageError, BadMedia, NotFound, PictureTooLarge and ContextOverflow.
         """
-        info, wish = self.engine.info, self._wish(asked)
-        parts: list[Part] = []
-        for source in images:
-            parts += parts_of(source, self.options, info) or [self._picture(source, image_tokens)]
-        parts = joined([*parts, TextPart(text)] if text or not parts else parts)
-        said = described(parts, self.options, info.prefill_speed)
-        if image_tokens in (None, "auto") and self.options.image_tokens == "auto":
-            said += picture_sizes(parts)
-        return self._turn([*self._history, Message("user", tuple(parts))], wish, said)
+        look, wish = partial(self._picture, budget=image_tokens), self._wish(asked)
+        files = Files(images, self.options, self.engine, look, self._speeds, self._used)
+        return self._sent(text, files, wish, image_tokens or self.options.image_tokens)
+
+    def _sent(self, text: str, files: Files, wish: Wish, budget: int | str) -> Iterator[Event]:
+        parts = yield from files.read(wish.cancel, sized=budget == "auto")
+        words = [TextPart(text)] if text or not parts else []
+        yield from self._turn([*self._history, Message("user", (*parts, *words))], wish)
+
+    def _used(self) -> int:
+        """Tokens of what was said before, which stays."""
+        return self.engine.count(self.prompt()) if self._history and self.options.overflow == "error" else 0
 
     def ask(self, text: str, images: Sequence[Any] = (), **options: Any) -> Answer:
         """`send`, and wait for the whole answer."""
@@ -109,7 +113,7 @@ class Conversation:
         if not -len(self._history) <= index < len(self._history) or self._history[index].role != "user":
             raise BadConversation(f"Message {index} is not one of yours.", "Choose a user message of the history.")
         old = self._history[index]
-        kept = tuple(part for part in old.content if not isinstance(part, TextPart))
+        kept = tuple(part for part in old.content if not isinstance(part, TextPart) or part.source)
         before = self._history[:index]
         return self._turn([*before, replace(old, content=(*kept, TextPart(text)))], self._wish(asked))
 
@@ -199,7 +203,7 @@ class Conversation:
         if self._busy:
             raise BadConversation("An answer is still being written.", "Read it to its end, or cancel it, first.")
 
-    def _picture(self, source: Any, budget: int | Literal["auto"] | None) -> ImagePart:
+    def _picture(self, source: Any, budget: int | Literal["auto"] | None = None) -> ImagePart:
         return picture_of(source, budget or self.options.image_tokens, self.engine.info, self._fetch)
 
     def _render(self, messages: Sequence[Message]) -> Prompt:
@@ -244,7 +248,7 @@ class Conversation:
         """Generations, and the tools that they call, until one calls none."""
         self.toolbox, news = self.toolbox.renewed()
         self._notices += map(Notice, news)
-        tools = ToolTurn(self.toolbox, wish.cancel, lambda source: self._picture(source, None))
+        tools = ToolTurn(self.toolbox, wish.cancel, self._picture)
         while tools.wants((yield from self._generation(messages, wish, said))):
             self._busy = True
             try:

@@ -41,7 +41,7 @@ def as_messages(system: str | None, messages: Iterable[Message]) -> list[dict[st
     for message in messages:
         row = as_mapping(message)
         if any(not isinstance(part, TextPart) for part in message.content):
-            row["content"] = [item for part in message.content for item in _items(part)]
+            row["content"] = [item for part in message.read for item in _items(part)]
         elif not isinstance(row["content"], str):
             row["content"] = json.dumps(message.result, ensure_ascii=False, default=str)
         for call in row.get("tool_calls", ()):

@@ -187,7 +187,7 @@ def pillow(name: str) -> Iterator[None]:
         except Image.DecompressionBombError as error:
             raise BadMedia(f"{name} has more than {MAX_PIXELS // 10**6} megapixels.", _SMALLER) from error
         except UnidentifiedImageError as error:
-            raise BadMedia(f"{name} is not a picture that can be read.", _CONVERT) from error
+            raise BadMedia(f"{name} is not a picture, video or document that can be read.", _CONVERT) from error
         except MemoryError as error:
             raise BadMedia(f"{name} does not fit into memory.", _SMALLER) from error
         except Exception as error:  # decoders raise whatever their parsing trips over

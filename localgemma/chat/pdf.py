@@ -1,7 +1,8 @@
 """PDF files as parts of a message, page by page: its text where that is good, a picture of it where it is not.
 
 `paper.pdf#p3-7` is pages 3 to 7, `#text` and `#picture` force one way, `#560` sets the tokens of a page's picture; marks can
-follow one another, and a file of the whole name wins. PDFium reads the file here, without JavaScript and without any address.
+follow one another, `#password=…` last, and a file of the whole name wins. PDFium reads the file here, without JavaScript and
+without any address.
 """
 
 from __future__ import annotations
@@ -10,14 +11,18 @@ import os
 import re
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from localgemma.chat.pdf_look import is_drawn
+from localgemma.chat.pdf_text import is_figures, is_good, words_of
+from localgemma.chat.room import Planned, Room
 from localgemma.engine import EngineInfo
-from localgemma.errors import BadMedia, ContextOverflow, UsageError
+from localgemma.errors import BadMedia, LockedDocument, UsageError
 from localgemma.gemma4 import vision
-from localgemma.messages import ImagePart, Part, TextPart
+from localgemma.messages import ImagePart, Part, Progress, TextPart
 from localgemma.options import IMAGE_BUDGETS
 
 if TYPE_CHECKING:
@@ -25,11 +30,10 @@ if TYPE_CHECKING:
 
 _LOCK = threading.Lock()  # PDFium may be entered by one thread at a time
 _MARK = re.compile(r"p(?P<first>\d{1,6})(?:-(?P<last>\d{1,6}))?|(?P<way>text|picture)|(?P<budget>\d{2,5})")
-_OBJECTS = 4_000  # looked at on a page; one with more is a drawing
-_DRAWN = 150  # lines and shapes from which a page is a drawing
-_CHARACTERS = 3.0  # a token, at least: the forecast rather says too many
-_PATH, _IMAGE = 2, 3  # FPDF_PAGEOBJ_*
+_PASSWORD = "#password="
+_TITLE = 12  # tokens of a page's number, about
 _PRINT = "Print it to a new PDF in another program, and try again."
+_EMPTY = "(an empty page)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,16 @@ class Wanted:
     last: int | None = None
     way: str = ""
     budget: int | None = None
+    password: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """A page that was looked at: its text, or the tokens of its picture (0: none)."""
+
+    number: int
+    text: str
+    budget: int
 
 
 def wanted(source: object) -> Wanted | None:
@@ -48,7 +62,10 @@ def wanted(source: object) -> Wanted | None:
     if not isinstance(source, (str, Path)) or str(source).startswith(("data:", "http:", "https:")):
         return None
     name, marks = str(source), []
-    while not os.path.exists(os.path.expanduser(name)) and (found := _MARK.fullmatch(name.rpartition("#")[2])):
+    password: str | None = None
+    if not _exists(name) and _PASSWORD in name:
+        name, _, password = name.partition(_PASSWORD)
+    while not _exists(name) and (found := _MARK.fullmatch(name.rpartition("#")[2])):
         name = name.rpartition("#")[0]
         marks.append(found)
     path = Path(name).expanduser()
@@ -58,7 +75,7 @@ def wanted(source: object) -> Wanted | None:
                 return None
     except (OSError, ValueError):
         return None
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {"password": password}
     for mark in marks:
         if mark["first"]:
             values |= {"first": int(mark["first"]), "last": int(mark["last"] or mark["first"])}
@@ -71,103 +88,134 @@ def wanted(source: object) -> Wanted | None:
     return Wanted(path, **values)
 
 
-def pdf_parts(asked: Wanted, info: EngineInfo) -> list[Part]:
-    """The pages, each after its number.
+def _exists(name: str) -> bool:
+    try:
+        return os.path.exists(os.path.expanduser(name))
+    except ValueError:
+        return False
+
+
+def check(asked: Wanted) -> None:
+    """Raises LockedDocument where the password is missing or wrong, and BadMedia where the file cannot be read."""
+    with _opened(asked):
+        pass
+
+
+def plan(asked: Wanted, info: EngineInfo, room: Room) -> Planned:
+    """What the pages come to: as text or as pictures, and tokens.
 
     Raises BadMedia, UsageError for pages that it does not have, and ContextOverflow with the pages that fit.
     """
+    with _opened(asked) as document:
+        pages = list(_looked_at(document, asked, info, room))
+        count = len(document)
+    needed = sum(_cost(page, room) for page in pages)
+    seen = sum(page.budget for page in pages)
+    return Planned(_said(asked, pages, count, needed), needed, seen, lambda: _read(asked, pages, count))
+
+
+@contextmanager
+def _opened(asked: Wanted) -> Iterator[Any]:
+    """The document, held by this thread."""
+    name = asked.path.name
     try:
         import pypdfium2
     except ImportError:
         hint = "Run: pip install 'localgemma[pdf]'"
-        raise BadMedia(f"{asked.path.name} is a PDF, which needs one more package.", hint) from None
-    name = asked.path.name
+        raise BadMedia(f"{name} is a PDF, which needs one more package.", hint) from None
     with _LOCK:
         try:
-            document = pypdfium2.PdfDocument(asked.path)
+            document = pypdfium2.PdfDocument(asked.path, password=asked.password)
         except (pypdfium2.PdfiumError, OSError) as error:
-            if "password" in str(error).lower() or "security" in str(error).lower():
-                raise BadMedia(f"{name} is locked with a password.", "Save it without one and try again.") from None
+            if "password" in str(error).lower() and asked.password:
+                raise LockedDocument(f"The password of {name} is another one.", f"Give it: {name}{_PASSWORD}…") from None
+            if "password" in str(error).lower():
+                hint = f"Give it: {name}{_PASSWORD}…, or save the file without one."
+                raise LockedDocument(f"{name} is locked with a password.", hint) from None
+            if "security" in str(error).lower():
+                raise BadMedia(f"{name} is locked in a way that is not known here.", "Save it without a lock.") from None
             raise BadMedia(f"{name} is damaged and cannot be read.", _PRINT) from error
         try:
             if document.get_formtype():
                 document.init_forms()
-            return list(_pages(document, asked, info))
+            yield document
         except pypdfium2.PdfiumError as error:
             raise BadMedia(f"{name} is damaged and cannot be read.", _PRINT) from error
         finally:
             document.close()
 
 
-def _pages(document: Any, asked: Wanted, info: EngineInfo) -> Iterator[Part]:
+def _looked_at(document: Any, asked: Wanted, info: EngineInfo, room: Room) -> Iterator[_Page]:
     count, name = len(document), asked.path.name
     last = count if asked.last is None else asked.last
     if not 1 <= asked.first <= last <= count:
-        raise UsageError(
-            f"{name} has no pages {asked.first}-{last}: it has {count:,}.", f"Give some: {name}#p1-{max(count, 1)}"
-        )
-    plan: list[tuple[int, str, int]] = []
+        pages = "1 page" if count == 1 else f"{count:,} pages"
+        given = f"page {asked.first}" if asked.first == last else f"pages {asked.first}-{last}"
+        raise UsageError(f"{name} has no {given}: it has {pages}.", f"Give some: {name}#p1-{max(count, 1)}")
     needed = 0
     for number in range(asked.first, last + 1):
-        page = document[number - 1]
-        text, budget = _decided(page, asked, info)
-        page.close()
-        needed += (budget or int(len(text) / _CHARACTERS)) + 12
-        if needed >= info.context:
-            if not plan:
-                raise ContextOverflow(needed, info.context, "Load with a larger context: --ctx N.")
-            fitting = f"{name}#p{asked.first}-{number - 1}"
-            hint = (
-                f"Pages {asked.first} to {number - 1} of {asked.first} to {last} fit: {fitting}; or load with a larger --ctx."
-            )
-            raise ContextOverflow(needed, info.context, hint)
-        plan.append((number, text, budget))
-    for number, text, budget in plan:
-        title = f"{name}, page {number} of {count}:"
-        if not budget:
-            yield TextPart(f"{title}\n\n{text or '(an empty page)'}")
-            continue
-        yield TextPart(title)
-        page = document[number - 1]
-        yield ImagePart(vision.prepare(_drawn(page, budget), budget), f"{asked.path} page {number}", budget)
-        page.close()
+        page = _decided(document, number, asked, info)
+        needed += _cost(page, room)
+        if needed > room.free:
+            seen, every = number - asked.first + 1, last - asked.first + 1
+            fits = f"{name}#p{asked.first}-{number - 1}"
+            which = f"Pages {asked.first} to {number - 1} of {asked.first} to {last} fit: {fits}" if seen > 1 else ""
+            raise room.overflow(needed * every / seen, which, counted=seen == every)
+        yield page
 
 
-def _decided(page: Any, asked: Wanted, info: EngineInfo) -> tuple[str, int]:
-    """The page's text, and the tokens of its picture: 0 where the text is enough."""
-    layer = page.get_textpage()
-    text = layer.get_text_range().replace("\r\n", "\n").replace("\x02", "-").strip("\0 \n")
-    layer.close()
-    if asked.way == "text":
-        return text, 0
-    good, drawn = is_good(text), is_drawn(page)
-    if asked.way != "picture" and not drawn and (good or not text):
-        return text, 0
+def _cost(page: _Page, room: Room) -> int:
+    return _TITLE + (page.budget or room.count(page.text or _EMPTY))
+
+
+def _decided(document: Any, number: int, asked: Wanted, info: EngineInfo) -> _Page:
+    page = document[number - 1]
+    try:
+        words = words_of(page)
+        if asked.way == "text":
+            return _Page(number, words.text, 0)
+        good = is_good(words.text)
+        seen = is_drawn(page, words.boxes, bool(words.text))
+        if asked.way != "picture" and not seen and (not words.text or (good and not is_figures(words.text))):
+            return _Page(number, words.text, 0)
+    except BadMedia as error:
+        raise BadMedia(f"{asked.path.name}, page {number}: {error.message}", f"Leave it out: {asked.path.name}#p…") from None
+    finally:
+        page.close()
     if not info.image_tokens:
         hint = f"Load the model with --mmproj FILE, or take the text alone: {asked.path.name}#text"
         raise UsageError(f"{asked.path.name} has pages that only a picture shows, and this model sees none.", hint)
-    return text, min(info.image_tokens, asked.budget or (560 if good else 1120))
+    return _Page(number, words.text, min(info.image_tokens, asked.budget or (560 if good and not words.small else 1120)))
 
 
-def is_good(text: str) -> bool:
-    """Whether a text layer holds words: no more than one in 20 characters is none."""
-    seen = [c for c in text if not c.isspace()]
-    wrong = sum(c == "�" or not c.isprintable() or "\ue000" <= c <= "\uf8ff" for c in seen)
-    return bool(seen) and wrong * 20 <= len(seen)
+def _said(asked: Wanted, pages: list[_Page], count: int, needed: int) -> str:
+    """The forecast: which pages, how they are read, and tokens."""
+    first, last = pages[0].number, pages[-1].number
+    drawn = sum(bool(page.budget) for page in pages)
+    which = f"page {first}" if first == last else f"pages {first}-{last}"
+    ways = [f"{len(pages) - drawn:,} as text"] * (drawn < len(pages)) + [f"{drawn:,} as pictures"] * bool(drawn)
+    return f"{asked.path.name} → {which} of {count:,}, {', '.join(ways)}, about {needed:,} tokens"
 
 
-def is_drawn(page: Any) -> bool:
-    """Whether a page shows what its text does not say: pictures on a fifth of it, a drawing, or the fields of a form."""
-    width, height = page.get_size()
-    pictures, shapes = 0.0, 0
-    for index, item in enumerate(page.get_objects(max_depth=3)):
-        if index >= _OBJECTS:
-            return True
-        if item.type == _IMAGE:
-            left, bottom, right, top = item.get_bounds()
-            pictures += max(0.0, right - left) * max(0.0, top - bottom)
-        shapes += item.type == _PATH
-    return bool(pictures * 5 >= width * height or shapes >= _DRAWN or page.formenv)
+def _read(asked: Wanted, pages: list[_Page], count: int) -> Iterator[Part | Progress]:
+    """The pages, each after its number; a picture is drawn when it is reached."""
+    total, done = sum(bool(page.budget) for page in pages), 0
+    for page in pages:
+        title = f"{asked.path.name}, page {page.number} of {count}:"
+        source = f"{asked.path} page {page.number}"
+        if not page.budget:
+            yield TextPart(f"{title}\n\n{page.text or _EMPTY}", source)
+            continue
+        yield Progress("pages", done, total)
+        with _opened(asked) as document:
+            sheet = document[page.number - 1]
+            try:
+                picture = ImagePart(vision.prepare(_drawn(sheet, page.budget), page.budget), source, page.budget)
+            finally:
+                sheet.close()
+        done += 1
+        yield TextPart(title, source)
+        yield picture
 
 
 def _drawn(page: Any, budget: int) -> Image.Image:

@@ -133,8 +133,8 @@ def _changed(options: ChatOptions | Sampling, default: ChatOptions | Sampling) -
 
 def _message(message: Message) -> dict[str, Any]:
     row: dict[str, Any] = {"role": message.role}
-    if len(message.content) == 1 and isinstance(message.content[0], TextPart):
-        row["content"] = message.content[0].text
+    if len(message.content) == 1 and isinstance(part := message.content[0], TextPart) and not part.source:
+        row["content"] = part.text
     elif message.content:
         row["content"] = [_part(part) for part in message.content]
     if message.tool_calls:
@@ -149,7 +149,7 @@ def _message(message: Message) -> dict[str, Any]:
 
 def _part(part: Part) -> dict[str, Any]:
     if isinstance(part, TextPart):
-        return {"type": "text", "text": part.text}
+        return {"type": "text", "text": part.text} | ({"source": part.source} if part.source else {})
     row: dict[str, Any] = {"type": "image" if isinstance(part, ImagePart) else "video", "source": part.source}
     if part.budget is not None:
         row["budget"] = part.budget
@@ -260,7 +260,7 @@ def _read_call(row: Mapping[str, Any]) -> ToolCall:
 
 def _read_part(row: Mapping[str, Any], shelf: _Shelf) -> Part:
     if row["type"] == "text":
-        return TextPart(_text(row["text"]))
+        return TextPart(_text(row["text"]), _text(row.get("source", "")))
     source, budget = _text(row.get("source", "")), row.get("budget")
     if row["type"] == "image":
         if "picture" not in row:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 from localgemma.chat.clip import CONVERT, Clip, kind_of, open_clip
 from localgemma.chat.media import split_budget
-from localgemma.engine import EngineInfo
-from localgemma.errors import BadMedia, ContextOverflow
+from localgemma.chat.room import Planned, Room
+from localgemma.errors import BadMedia
 from localgemma.gemma4 import video, vision
-from localgemma.messages import Notice, Part, Pixels, VideoPart
+from localgemma.messages import Part, Pixels, Progress, VideoPart
 from localgemma.options import ChatOptions
 from localgemma.units import format_duration, format_size
 
@@ -46,55 +46,53 @@ def frames(source: str | Path, options: ChatOptions, budget: int | None = None) 
             yield from _frames(clip, options, budget)
 
 
-def moving(source: object, options: ChatOptions, info: EngineInfo) -> VideoPart | None:
-    """The video of a path or of "clip.mp4#140" for an engine that sees; else None. Raises as video_part."""
-    if isinstance(source, VideoPart):
-        return source
-    if not info.image_tokens or not isinstance(source, (str, Path)) or str(source).startswith("data:"):
-        return None
-    name, budget = split_budget(str(source))
-    return video_part(name, options, budget, info.context) if kind_of(name) else None
+def is_video(source: object) -> bool:
+    """Whether the source is a file of a video or an animation (which may still hold one picture alone), by its content."""
+    if not isinstance(source, (str, Path)) or str(source).startswith("data:"):
+        return False
+    return kind_of(split_budget(str(source))[0]) is not None
 
 
-def video_part(
-    source: str | Path, options: ChatOptions, budget: int | None = None, context: int = 1 << 30
-) -> VideoPart | None:
-    """The video as a message part; None for a picture that does not move.
+def plan(source: str | Path, options: ChatOptions, room: Room) -> Planned | None:
+    """What the video of a path or of "clip.mp4#140" comes to: frames, tokens, memory. None for a picture that does not move.
 
-    Raises BadMedia, UsageError for a budget that no frame can have, and ContextOverflow, with the frames that would fit,
-    before anything is decoded where it needs more than `context` tokens.
+    Raises BadMedia, UsageError for a budget that no frame can have, and ContextOverflow with the frames that would fit.
     """
-    chosen, name = video.check_budget(budget or options.video_tokens), Path(source).name
-    with open_clip(source) as clip:
+    path, own = split_budget(str(source))
+    budget = video.check_budget(own or options.video_tokens)
+    with open_clip(path) as clip:
         if clip is None:
             return None
-        expected = _plan(clip, options, chosen)[1]
-        if expected.tokens >= context:
-            fitting = max(1, (context * 3 // 4) // (expected.each + _LABEL))
-            hint = f"About {fitting:,} of its {expected.frames:,} frames fit: --frames {fitting}; or load with a larger --ctx."
-            raise ContextOverflow(expected.tokens, context, hint)
-        found = tuple(_frames(clip, options, chosen))
+        expected, area = _plan(clip, options, budget)[1], budget * (vision.SIDE * vision.SIDE * 3)
+    if expected.tokens > room.free:
+        fitting = room.free // (expected.each + _LABEL)
+        fits = f"{fitting:,} of its {expected.frames:,} frames fit: --frames {fitting}"
+        raise room.overflow(expected.tokens, fits * (fitting > 0))
+    said = _said(Path(path).name, expected, options, area)
+    seen = expected.frames * expected.each
+    return Planned(said, expected.tokens, seen, lambda: _read(path, options, budget, expected.frames))
+
+
+def _read(path: str, options: ChatOptions, budget: int, count: int) -> Iterator[Part | Progress]:
+    found: list[tuple[float, Pixels]] = []
+    yield Progress("frames", 0, count)
+    for frame in frames(path, options, budget):
+        found.append(frame)
+        yield Progress("frames", len(found), count)
     if not found:
-        raise BadMedia(f"{name} has no frame that can be read.", CONVERT)
-    return VideoPart(found, str(source), chosen)
+        raise BadMedia(f"{Path(path).name} has no frame that can be read.", CONVERT)
+    yield VideoPart(tuple(found), path, budget)
 
 
-def described(parts: Sequence[Part], options: ChatOptions, speed: float = 0.0) -> list[Notice]:
-    """What every video came to: frames, tokens, memory, and the seconds to read it at `speed` tokens a second (0: unknown).
-
-    Where it has as many frames as are allowed, how far apart they are is said too.
-    """
-    return [Notice(_described(part, options.video_frames, speed)) for part in parts if isinstance(part, VideoPart)]
-
-
-def _described(part: VideoPart, most: int, speed: float) -> str:
-    count, tokens = len(part.frames), sum(pixels.tokens + _LABEL for _, pixels in part.frames)
-    memory = format_size(sum(len(pixels.rgb) for _, pixels in part.frames))
-    time = f", about {format_duration(tokens / speed)} to read" if speed else ""
+def _said(name: str, expected: Forecast, options: ChatOptions, area: int) -> str:
+    """The forecast; where the video has more than the frames that are allowed, how far apart they are is said too."""
     spread = ""
-    if count == most > 1:
-        spread = f", one every {(part.frames[-1][0] - part.frames[0][0]) / (count - 1):.1f} s (more: --frames N)"
-    return f"{part.source or 'video'} → {count:,} frame{'s' * (count != 1)}{spread}, {tokens:,} tokens, {memory}{time}"
+    wanted = int(expected.duration * options.video_fps) if options.video_fps else 0
+    if wanted > expected.frames == options.video_frames > 1:
+        apart = f"one every {expected.duration / expected.frames:.1f} s (more: --frames N)"
+        spread = f" of {format_duration(expected.duration)}, {apart}"
+    count = f"{expected.frames:,} frame{'s' * (expected.frames != 1)}"
+    return f"{name} → {count}{spread}, about {expected.tokens:,} tokens, {format_size(expected.frames * area)} of memory"
 
 
 def _plan(clip: Clip, options: ChatOptions, budget: int | None) -> tuple[list[Fraction], Forecast]:

@@ -6,43 +6,64 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from localgemma.errors import BadMedia, NotFound
+import click
 
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif", ".ppm")
+from localgemma.chat.documents import PICTURES
+from localgemma.errors import BadMedia, LockedDocument, NotFound
+
+if TYPE_CHECKING:
+    from localgemma.chat.pdf import Wanted
+
 _POSIX_WORD = re.compile(r"""(?:'[^']*'|"(?:\\.|[^"\\])*"|\\.|[^\s'"\\]|['"\\])+""", re.DOTALL)
 _WINDOWS_WORD = re.compile(r"""(?:'[^']*'|"[^"]*"|[^\s'"]|['"])+""")
 _WHOLE_PATH = re.compile(r"(?:/|~|[A-Za-z]:[\\/]|\\\\)")  # a sentence may name README.md without meaning to send it
 _IS_WINDOWS = sys.platform == "win32"
 
 
-def attachments(files: Sequence[str]) -> tuple[list[Any], list[str]]:
-    """Pictures, videos and PDFs (as `Conversation.send` takes them) and texts, told apart by what is in the files.
+def attachments(files: Sequence[str]) -> list[Any]:
+    """The files as `Conversation.send` takes them; texts are read, and the password of a locked PDF is asked for.
 
     Raises NotFound and BadMedia.
     """
-    from localgemma.chat.documents import text_of
-    from localgemma.chat.pdf import wanted
+    from localgemma.chat import documents, pdf
+    from localgemma.chat.parts import kind_of
 
-    images: list[Any] = []
-    texts: list[str] = []
+    found: list[Any] = []
     for name in files:
-        if name.startswith(("http://", "https://", "data:")) or wanted(name) is not None:
-            images.append(name)
-            continue
-        path, picture = _existing(name)
-        found = None if picture else text_of(path)
-        if found is None:
-            images.append(name)
+        if name.startswith(("http://", "https://", "data:")):
+            found.append(name)
+        elif (asked := pdf.wanted(name)) is not None:
+            found.append(_unlocked(name, asked))
         else:
-            texts.append(f"{path.name}:\n\n{found}")
-    return images, texts
+            path, budget = _existing(name)
+            is_text = not budget and kind_of(name) == "text"
+            found.append(documents.read(path) if is_text else name)
+    return found
 
 
-def _existing(name: str) -> tuple[Path, bool]:
-    """The file, and whether it is meant as a picture: by its name, or by a budget."""
+def _unlocked(name: str, asked: Wanted) -> str:
+    """The PDF's name, with its password if that had to be asked for."""
+    from localgemma.chat import pdf
+
+    try:
+        pdf.check(asked)
+    except LockedDocument as error:
+        if asked.password is not None or sys.stdin is None or not sys.stdin.isatty():
+            raise
+        password = click.prompt(f"{error.message} Password", hide_input=True, default="", show_default=False, err=True)
+        name = f"{name}#password={password}"
+        again = pdf.wanted(name)
+        if not password or again is None:
+            raise
+        pdf.check(again)
+    return name
+
+
+def _existing(name: str) -> tuple[Path, int | None]:
+    """The file, and its budget."""
     from localgemma.chat.media import split_budget
 
     bare, budget = split_budget(name)
@@ -54,7 +75,7 @@ def _existing(name: str) -> tuple[Path, bool]:
             raise NotFound(f"There is no file {bare}.", "Check its name, or give its whole path.")
     except (OSError, ValueError):
         raise BadMedia(f"{bare[:80]!r} is no file name.", "Check its name.") from None
-    return path, budget is not None or path.suffix.lower() in _PICTURES
+    return path, budget
 
 
 def words(text: str, *, windows: bool = _IS_WINDOWS) -> list[str]:
@@ -76,7 +97,7 @@ def dropped(line: str, *, windows: bool = _IS_WINDOWS) -> tuple[list[str], str]:
     files: list[str] = []
     rest, at = "", 0
     for name, start, end in found:
-        if _WHOLE_PATH.match(name) and Path(name).suffix.lower() in _PICTURES and _is_file(name):
+        if _WHOLE_PATH.match(name) and Path(name).suffix.lower() in PICTURES and _is_file(name):
             files.append(name)
             rest, at = rest + line[at:start].rstrip(" "), end
     return files, (rest + line[at:]).strip()

@@ -90,7 +90,7 @@ def command(
     if system and system.startswith("@"):
         system = _text_file(system[1:], "--system @FILE").strip()
     form, text = _schema(schema), _prompt(prompt, needed="--json" if as_object else None)
-    images, texts = attachments(files)
+    attached = attachments(files)
     output = Output(quiet=quiet, show_thinking=show_thinking, silent_answer=as_object)
     with (
         tools_of(tools, mcp, allow, output, partial=text is None) as (toolbox, servers),
@@ -110,9 +110,9 @@ def command(
         if text is None:
             from localgemma.cli.interactive import Interactive
 
-            Interactive(opened, chat, output, images, texts, servers).run()
+            Interactive(opened, chat, output, attached, servers).run()
         else:
-            done = answer(lambda token: chat.send("\n\n".join([*texts, text]), images, cancel=token), output)
+            done = answer(lambda token: chat.send(text, attached, cancel=token), output)
             if as_object:
                 click.echo(json.dumps(as_json(done, opened.info.model, opened.plan), ensure_ascii=False, default=str))
             output.finished(done)

@@ -44,16 +44,10 @@ class Interactive:
     """One interactive conversation with its attachments; one that is kept has its lines remembered too."""
 
     def __init__(
-        self,
-        model: Model,
-        chat: Conversation,
-        output: Output,
-        images: list[Any],
-        texts: list[str],
-        servers: Servers | None = None,
+        self, model: Model, chat: Conversation, output: Output, files: list[Any], servers: Servers | None = None
     ) -> None:
         self.model, self.chat, self.output, self.servers = model, chat, output, servers
-        self.images, self.texts = images, texts
+        self.files = files
         self._read = reader(COMMANDS, remember=chat.keep is not None)
         self._interrupted = False
 
@@ -95,10 +89,8 @@ class Interactive:
                 self._say(text)
 
     def _say(self, text: str) -> None:
-        images, texts = self.images, self.texts
-        events_text = "\n\n".join([*texts, text])
-        self._answer(lambda token: self.chat.send(events_text, images, cancel=token))
-        self.images, self.texts = [], []
+        self._answer(lambda token: self.chat.send(text, self.files, cancel=token))
+        self.files = []
 
     def _answer(self, start: Callable[[CancelToken], Iterator[Event]]) -> None:
         done = answer(start, self.output)
@@ -108,8 +100,7 @@ class Interactive:
             self.output.note("Ctrl-C again leaves.")
 
     def _attach(self, files: list[str]) -> None:
-        images, texts = attachments(files)
-        self.images, self.texts = [*self.images, *images], [*self.texts, *texts]
+        self.files = [*self.files, *attachments(files)]
         self.output.note(f"Attached to the next message: {', '.join(files)}")
 
     def _reread(self) -> None:
@@ -131,7 +122,7 @@ class Interactive:
         if isinstance(found[0], str):
             self._attach(found)
         else:
-            self.images = [*self.images, *found]
+            self.files = [*self.files, *found]
             self.output.note("Attached to the next message: the clipboard's picture")
 
     def do_think(self, rest: str) -> None:
@@ -174,7 +165,7 @@ class Interactive:
     def do_clear(self, rest: str) -> None:
         """Forget everything said."""
         self.chat.clear()
-        self.images, self.texts = [], []
+        self.files = []
         self.output.note("The conversation is empty.")
 
     def do_tools(self, rest: str) -> None:

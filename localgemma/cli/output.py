@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 _STAGES = {
     "load": "Loading the model", "encode": "Looking at the picture", "prefill": "Reading", "quantize": "Quantising",
     "checksum": "Making the checksum", "imatrix": "Reading the data", "measure": "Measuring", "compare": "Comparing",
-    "ask": "Asking",
+    "ask": "Asking", "frames": "Taking frames of the video", "pages": "Drawing pages",
 }  # fmt: skip
 # Control characters, which could move the cursor or recolour the terminal; tab and newline stay.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")

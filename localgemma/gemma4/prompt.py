@@ -71,11 +71,11 @@ def _content(message: Message) -> Any:
     if message.result is not None and not media:
         return message.result if isinstance(message.result, Mapping) else {"value": message.result}
     if not media:
-        return message.text
+        return "".join(part.text for part in message.read if isinstance(part, TextPart))
     content: list[dict[str, Any]] = []
     if message.result is not None:
         content.append({"type": "text", "text": json.dumps(message.result, ensure_ascii=False)})
-    for part in message.content:
+    for part in message.read:
         if isinstance(part, TextPart):
             content.append({"type": "text", "text": part.text})
         elif isinstance(part, ImagePart):

@@ -234,10 +234,16 @@ class LlamaEngine:
                     pass
 
     def _learn(self, done: Finished) -> None:
-        """Keep the speed of reading; that of a few tokens, which is too low, only where no better one is known."""
-        speed = done.timings.prefill_speed
-        if done.usage.prompt - done.usage.cached >= _TELLING or speed > self._info.prefill_speed:
-            self._info = replace(self._info, prefill_speed=speed)
+        """Keep the speeds of reading; those of a few tokens, which are too low, only where no better ones are known."""
+        usage, timings, info = done.usage, done.timings, self._info
+        fresh, words = usage.prompt - usage.cached, timings.prefill - timings.encode
+        if fresh >= _TELLING or timings.prefill_speed > info.prefill_speed:
+            info = replace(info, prefill_speed=timings.prefill_speed)
+        if words > 0 and (fresh >= _TELLING or fresh / words > info.text_speed):
+            info = replace(info, text_speed=fresh / words)
+        if timings.encode > 0 and 0 < usage.pictures <= fresh:  # else some of them were remembered
+            info = replace(info, picture_speed=usage.pictures / timings.encode)
+        self._info = info
 
     def close(self) -> None:
         """Free the model; further calls raise."""
