@@ -14,6 +14,7 @@ LocalgemmaError                exit 1
 │   └── NotDownloaded          3   known, but not on this machine
 ├── DoesNotFit                 4   this machine's memory cannot hold it
 ├── TransferError              5   download, checksum or disk
+│   ├── Interrupted            5   a connection that broke or fell silent: worth another try
 │   ├── OfflineError           5   the network is needed and not allowed
 │   ├── AccessError            5   the hub knows the file and will not hand it out: gated, private, bad token
 │   ├── ChecksumError          5   bytes that are not what they should be
@@ -137,6 +138,12 @@ class TransferError(LocalgemmaError):
 
     exit_code = 5
     http_status = 502
+
+
+class Interrupted(TransferError):
+    """A connection that could not be made, broke or fell silent: worth another try."""
+
+    default_hint = "Check the connection and try again."
 
 
 class OfflineError(TransferError):

@@ -1,6 +1,7 @@
 """The only place that opens a connection, and keeps the offline promise: `require_online` runs before every request."""
 
-from localgemma.net.http import Interrupted, Reply, get, require_online, retry_after
+from localgemma.errors import Interrupted
+from localgemma.net.http import Reply, get, require_online, retry_after
 from localgemma.net.picture import fetch_picture
 
 __all__ = ["Interrupted", "Reply", "fetch_picture", "get", "require_online", "retry_after"]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from localgemma import settings
-from localgemma.errors import OfflineError, TransferError
+from localgemma.errors import Interrupted, OfflineError, TransferError
 from localgemma.options import TransferOptions
 from localgemma.units import format_size
 
@@ -22,12 +22,6 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 10.0
 MAX_REDIRECTS = 5
-
-
-class Interrupted(TransferError):
-    """A connection that could not be made, broke or fell silent: worth another try."""
-
-    default_hint = "Check the connection and try again."
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urljoin, urlsplit
 
-from localgemma.errors import BadMedia, NotFound, TransferError
-from localgemma.net.http import CONNECT_SECONDS, MAX_REDIRECTS, Interrupted, require_online, translated
+from localgemma.errors import BadMedia, Interrupted, NotFound, TransferError
+from localgemma.net.http import CONNECT_SECONDS, MAX_REDIRECTS, require_online, translated
 from localgemma.units import MIB, format_size
 
 if TYPE_CHECKING:
