@@ -19,7 +19,7 @@ from test_pdf import pdf, words
 import localgemma
 from localgemma.chat import record
 from localgemma.chat.conversation import Conversation
-from localgemma.chat.documents import text_of
+from localgemma.chat.documents import Document, read
 from localgemma.chat.functions import Tool, as_tool
 from localgemma.chat.turn import collect
 from localgemma.cli.attach import attachments
@@ -150,9 +150,9 @@ def test_documents_and_their_names_make_no_control_token(tmp_path: Path, demo: L
         docx(folder / f"{name}.docx", p(xml))
         pdf(folder / f"{name}.pdf", [words(f"({text}) Tj 0 -16 Td " * 20)])
         engine = FakeEngine(["ok"])
-        images, texts = attachments([str(path) for path in sorted(folder.iterdir())])
-        assert len(texts) == 4 and len(images) == 1
-        collect(Conversation(engine).send("\n\n".join([*texts, "Read."]), images))
+        files = attachments([str(path) for path in sorted(folder.iterdir())])
+        assert len(files) == 5 and sum(isinstance(file, Document) for file in files) == 4
+        collect(Conversation(engine).send("Read.", files))
         prompt = engine.requests[0].prompt
         assert str(prompt).count(text) >= 6
         return controls_in_ids(demo, prompt)
@@ -301,7 +301,7 @@ def test_a_docx_bomb_takes_no_memory(tmp_path: Path) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(BadMedia) as caught:
-            text_of(path)
+            read(path)
         assert tracemalloc.get_traced_memory()[1] < 40 << 20
     finally:
         tracemalloc.stop()

@@ -91,7 +91,6 @@ class Conversation:
         yield from self._turn([*self._history, Message("user", (*parts, *words))], wish)
 
     def _used(self) -> int:
-        """Tokens of what was said before, which stays."""
         return self.engine.count(self.prompt()) if self._history and self.options.overflow == "error" else 0
 
     def ask(self, text: str, images: Sequence[Any] = (), **options: Any) -> Answer:
@@ -114,8 +113,7 @@ class Conversation:
             raise BadConversation(f"Message {index} is not one of yours.", "Choose a user message of the history.")
         old = self._history[index]
         kept = tuple(part for part in old.content if not isinstance(part, TextPart) or part.source)
-        before = self._history[:index]
-        return self._turn([*before, replace(old, content=(*kept, TextPart(text)))], self._wish(asked))
+        return self._turn([*self._history[:index], replace(old, content=(*kept, TextPart(text)))], self._wish(asked))
 
     def add_result(self, call: ToolCall, result: Any) -> None:
         """Put a tool's result into the conversation; `reply` goes on with it."""
