@@ -71,6 +71,7 @@ def main() -> None:
     parser.add_argument("--fill", action="store_true", help="fill each context to its last token")
     parser.add_argument("--all", action="store_true", help="every case with every quantisation")
     parser.add_argument("--no-speed", action="store_true")
+    parser.add_argument("--no-largest", action="store_true", help="with --fill: leave out the largest context")
     parser.add_argument("--cases", type=int, default=100, help="the first so many cases only")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -126,7 +127,7 @@ def check(text: Path, projector: Path | None, args: argparse.Namespace) -> Itera
         for case in cases:
             case = replace(case, layers=min(case.layers, every), ctx=min(case.ctx, weights.shape.trained_context))
             yield memory_row(here, weights, text, projector, case, args.fill)
-        if args.fill or (machine.gpus and args.quants.endswith(text.stem.removeprefix("shape-"))):
+        if (args.fill and not args.no_largest) or (machine.gpus and args.quants.endswith(text.stem.removeprefix("shape-"))):
             yield from largest(here, weights, text, header.file_size)
             yield from crowded(text, projector)
         if not args.no_speed:
