@@ -63,13 +63,7 @@ KINDS: dict[str, frozenset[str]] = {
         ]
     ),
 }
-HELD = frozenset().union(*KINDS.values()) - {
-    "uniqueItems",
-    "contains",
-    "patternProperties",
-    "propertyNames",
-    "additionalItems",
-}
+HELD = frozenset().union(*KINDS.values()) - {"uniqueItems", "contains", "patternProperties", "propertyNames"}
 _TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 _MOST_SHAPES, _DEEPEST, _MOST_ITEMS = 5000, 60, 1000
 _HINT = "Correct or simplify the schema."
