@@ -22,7 +22,7 @@ from localgemma.compare.records import Answered, Asked, Comparison, Conditions, 
 from localgemma.compare.records import Test as Paired
 from localgemma.compare.report_numbers import column, nats, percent, places, within
 from localgemma.compare.report_tests import told_apart
-from localgemma.compare.svg import Box, Labels, spread, width_of
+from localgemma.compare.svg import Box, Labels, plain, spread, width_of
 from localgemma.errors import UsageError
 
 KINDS: list[Callable[[], Comparison]] = [comparisons.usual, comparisons.hostile, comparisons.bare]
@@ -149,8 +149,9 @@ def test_a_difference_by_chance_gets_no_star() -> None:
 
 
 def test_numbers_line_up_and_never_lie() -> None:
-    assert [nats(value) for value in (0.0, 0.0312, 1.42, 0.00004, 12.34)] == ["0", "0.0312", "1.42", "0.000040", "12.3"]
-    assert nats(1e-9) == "below 0.000001"
+    assert [nats(value) for value in (0.0, 0.0312, 1.42, 0.00004, 12.34)] == ["0", "0.0312", "1.42", "0.0000400", "12.3"]
+    assert (nats(1e-9), nats(2.57e-6)) == ("below 0.00000001", "0.00000257")
+    assert [plain(value) for value in (20.0, 0.0005, 1e-6, 3e-6, 0.00002)] == ["20", "0.0005", "10⁻⁶", "3·10⁻⁶", "2·10⁻⁵"]
     assert (nats(float("inf")), nats(float("nan"))) == ("∞", "–")
     assert percent(0.99996) == "99.9" and percent(1.0) == "100.0"
     digits = places([0.00091, 0.4, 0.0])

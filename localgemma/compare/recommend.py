@@ -183,9 +183,9 @@ def _tasks(comparison: Comparison, chosen: Result) -> Iterator[str]:
             f"({probability(whole)})."
         )
     else:
-        kind = "task" if len(tested) == 1 else f"of the {len(tested)} tasks"
+        none = "No task" if len(tested) == 1 else f"None of the {len(tested)} tasks"
         counts = f" ({whole.gained} answers gained, {whole.lost} lost, {probability(whole)})" if whole else ""
-        yield f"No {kind} tells its answers from the reference's{counts}."
+        yield f"{none} tells its answers from the reference's{counts}."
 
 
 def _kv(compared: list[Result], chosen: Result) -> Iterator[str]:

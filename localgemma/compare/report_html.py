@@ -190,7 +190,7 @@ def _speed(comparison: Comparison, chosen: str) -> str:
     if not grid.rows:
         return ""
     c = comparison.conditions
-    told = f"Measured on {c.machine or 'this machine'}, llama.cpp {c.build}, {c.backend}, ubatch {c.ubatch}."
+    told = f"Measured here ({c.machine or 'machine unknown'}) with llama.cpp {c.build}, {c.backend}, ubatch {c.ubatch}."
     drawn = tag("figure", *speed_bars(every(comparison), chosen), class_="three")
     return tag("section", tag("h2", "Speed and memory"), tag("p", text_of(told)), drawn, table(grid, chosen))
 

@@ -16,10 +16,10 @@ def nats(value: float) -> str:
         return "∞" if value > 0 else UNKNOWN
     if value == 0:
         return "0"
-    if abs(value) < 5e-7:
-        return "below 0.000001"
+    if abs(value) < 5e-9:
+        return "below 0.00000001"
     digits = max(0, 2 - math.floor(math.log10(abs(value))))
-    return f"{value:.{min(digits, 6)}f}"
+    return f"{value:.{min(digits, 8)}f}"
 
 
 def counted(n: int, one: str) -> str:
@@ -28,13 +28,13 @@ def counted(n: int, one: str) -> str:
 
 
 def places(values: Iterable[float]) -> int:
-    """Decimals that show two digits of the smallest value of a column, five at most, so that its numbers line up."""
+    """Decimals that show two digits of the smallest value of a column, seven at most, so that its numbers line up."""
     sizes = [abs(value) for value in values if value and math.isfinite(value)]
-    return min(5, max(2, 1 - math.floor(math.log10(min(sizes))))) if sizes else 2
+    return min(7, max(2, 1 - math.floor(math.log10(min(sizes))))) if sizes else 2
 
 
 def column(value: float, digits: int) -> str:
-    """A divergence with a fixed number of decimals; `<0.00001` where these show nothing of it."""
+    """A divergence with a fixed number of decimals; `<0.0000001` where these show nothing of it."""
     if not math.isfinite(value):
         return "∞" if value > 0 else UNKNOWN
     shown = f"{value:.{digits}f}"
@@ -94,4 +94,4 @@ def p_value(p: float) -> str:
 
 
 def _places(value: float) -> int:
-    return min(6, max(0, 2 - math.floor(math.log10(abs(value))))) if value and math.isfinite(value) else 4
+    return min(8, max(0, 2 - math.floor(math.log10(abs(value))))) if value and math.isfinite(value) else 4

@@ -75,7 +75,7 @@ text { fill: var(--ink); }
 .scroll { overflow-x: auto; margin: 18px 0 0; border: 1px solid var(--rule); border-radius: 10px; background: var(--card); }
 .scroll:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; line-height: 1.35; }
-th, td { padding: 9px 14px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--rule); font-weight: 400;
+th, td { padding: 9px 11px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--rule); font-weight: 400;
     overflow-wrap: normal; }
 thead th { color: var(--soft); font-size: 13px; vertical-align: bottom; }
 tbody tr:last-child > * { border-bottom: 0; }

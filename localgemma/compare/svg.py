@@ -13,7 +13,7 @@ from html import escape
 
 # What XML cannot hold at all, and marks that turn the direction of all that follows.
 _BAD = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff\u202a-\u202e\u2066-\u2069]")
-EM = 0.58  # mean width of a character of a sans-serif font, in font sizes
+_RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def text_of(value: object) -> str:
@@ -67,14 +67,18 @@ def drawing(width: float, height: float, told: str, *content: str) -> str:
 
 
 def plain(value: float) -> str:
-    """A tick's number without powers of ten: `0.0005`, `20`."""
+    """A tick's number, short enough for an axis: `20`, `0.0005`, `3·10⁻⁶`."""
+    if 0 < value < 0.0001:
+        power = math.floor(math.log10(value * 1.001))
+        first = round(value / 10.0**power)
+        return ("" if first == 1 else f"{first}·") + "10⁻" + str(-power).translate(_RAISED)
     shown = f"{value:.10f}".rstrip("0").rstrip(".")
     return shown or "0"
 
 
 def width_of(shown: str, size: float = 13) -> float:
-    """About how wide a text is."""
-    return len(shown) * size * EM
+    """About how wide a text is in a sans-serif font."""
+    return size * sum(0.68 if c.isupper() else 0.6 if c.isdigit() or c == "_" else 0.56 for c in shown)
 
 
 @dataclass(frozen=True, slots=True)
