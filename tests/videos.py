@@ -23,6 +23,10 @@ REFERENCE: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
     "one.mp4": ({"count": 1, "rate": 25}, {"fps": 1}, 70),
     "long.mp4": ({"count": 1260, "rate": 20, "size": (64, 64), "gop": 40}, {"num_frames": 60}, 70),
     "mpeg4.avi": ({"count": 60, "rate": 15, "codec": "mpeg4"}, {"fps": 1}, 70),
+    "fast.mp4": ({"count": 180, "rate": 60}, {"fps": 5}, 70),
+    "rare.mp4": ({"count": 9, "rate": 1}, {"fps": 1}, 280),
+    "vp9.mp4": ({"count": 40, "rate": 10, "codec": "libvpx-vp9", "size": (160, 120)}, {"fps": 2}, 140),
+    "keys.mp4": ({"count": 64, "rate": 16, "gop": 1, "size": (130, 98)}, {"num_frames": 17}, 70),
     "wide.mov": ({"count": 40, "rate": 8, "size": (640, 64)}, {"fps": 2}, 70),
 }
 
