@@ -3,7 +3,7 @@
     with Hub() as hub:                                   # or the fixture `hub`, which also sets HF_ENDPOINT and HF_HOME
         hub.add("owner/name", "model.gguf", data)        # bytes, or the path of a file; lfs=False for a small text file
         hub.fault(Fault("cut", at=1000))                 # the next body ends after 1000 bytes, the one after is whole
-        hub.served("model.gguf")                         # ranges of bytes that left this hub, in the order they left
+        hub.served("model.gguf")                         # ranges of bytes that left this hub, in the order they began to
         hub.requests                                     # every request as Request(method, path, headers)
 
 What can go wrong (`Fault.kind`), each for `times` requests that match `on` ("body": a GET of file bytes, "head", "api") and
@@ -120,7 +120,7 @@ class Hub:
         self.ranges, self.redirect, self.xet = True, True, False
         self.token: str | None = None
         self.requests: list[Request] = []
-        self._served: list[tuple[str, int, int]] = []
+        self._served: list[list[Any]] = []  # path, start, stop; kept from its beginning, so that who was killed is in it
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
         self._closing = threading.Event()
@@ -185,9 +185,10 @@ class Hub:
                     return fault
         return None
 
-    def _record(self, path: str, start: int, stop: int) -> None:
+    def _begin(self, path: str, start: int) -> list[Any]:
         with self._lock:
-            self._served.append((path, start, stop))
+            self._served.append([path, start, start])
+            return self._served[-1]
 
 
 class _Server(ThreadingHTTPServer):
@@ -321,7 +322,7 @@ class _Handler(BaseHTTPRequestHandler):
         """The bytes themselves; what really left is recorded, also when the client hangs up."""
         kind, place = (fault.kind, start + fault.at) if fault else ("", stop)
         end = min(stop, place) if kind in ("cut", "hang") else stop
-        position = start
+        position, record = start, self.server.hub._begin(path, start)
         try:
             if kind == "" and isinstance(blob.data, Path):
                 with blob.data.open("rb") as stream:
@@ -342,7 +343,7 @@ class _Handler(BaseHTTPRequestHandler):
         except OSError:
             self.close_connection = True
         finally:
-            self.server.hub._record(path, start, position)
+            record[2] = position
             if kind in ("cut", "hang"):
                 self.close_connection = True
 

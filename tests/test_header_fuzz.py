@@ -1,4 +1,4 @@
-"""Fuzzed headers: every one is read or refused with a typed error, without a hang and within 512 MiB, in a process of its own."""
+"""Fuzzed headers: each is read or refused with a typed error, without a hang and within 512 MiB, in a process of its own."""
 
 from __future__ import annotations
 
