@@ -1,9 +1,10 @@
 """What is noise and what is not: intervals and tests over items, since the tokens of one answer are not independent.
 
 `values` are one number a token, `items` the number of the item that each token belongs to. Everything is seeded, so the same
-data give the same figures. Divergences of tokens are so skewed that a percentile bootstrap covers the truth too rarely. So
-means get a studentised bootstrap (Efron & Tibshirani, "An Introduction to the Bootstrap", 12.5), and differences a permutation
-test, which is right by its making.
+data give the same figures. Divergences are so skewed (5 of the demo model's 418 held-out items hold 70 % of all) that the 95 %
+intervals of a percentile bootstrap hold the truth in 36, 41, 58 and 87 % of samples of 8, 20, 60 and 200 items. Means get a
+studentised bootstrap of the logarithm (Efron & Tibshirani, "An Introduction to the Bootstrap", 12.5): 71, 76, 79 and 89 %,
+which is still too few, as no sample tells of items that it lacks. Differences get a permutation test, right by its making.
 """
 
 from __future__ import annotations
@@ -59,23 +60,31 @@ def ratio(log_values: Any, items: Any) -> Interval:
 
 
 def share(hits: Any, items: Any) -> Interval:
-    """The share of tokens that are hits, with its interval; where every item has the same share, Wilson's over items."""
+    """The share of tokens that are hits, with Wilson's interval for as many tokens as they are worth: fewer than there are
+    where those of an item agree (Kish's effective sample size), and the number of items where all are hits, or none.
+    """
     sums, counts = _sums(hits, items)
-    found = _interval(sums, counts, log=False)
-    if found.low == found.high:
-        ends = wilson(round(found.value * len(counts)), len(counts))
-        return Interval(found.value, min(found.value, ends.low), max(found.value, ends.high), found.n)
-    return Interval(found.value, max(0.0, found.low), min(1.0, found.high), found.n)
+    k, value = len(counts), float(sums.sum() / counts.sum())
+    if k < _FEWEST:
+        return Interval(value, math.nan, math.nan, k)
+    error = float(_mean_and_error(_moments(sums, counts).sum(0), k)[1])
+    worth = min(value * (1 - value) / error**2, float(counts.sum())) if error > 0 else float(k)
+    low, high = _wilson(value, worth)
+    return Interval(value, low, high, k)
 
 
 def wilson(right: int, n: int) -> Interval:
     """`right` of `n` with Wilson's 95 % interval (1927); NaN of none."""
     if n == 0:
         return Interval(math.nan, math.nan, math.nan)
-    value, spread = right / n, _Z * _Z / n
+    return Interval(right / n, *_wilson(right / n, n), n)
+
+
+def _wilson(value: float, n: float) -> tuple[float, float]:
+    spread = _Z * _Z / n
     middle = (value + spread / 2) / (1 + spread)
     half = _Z * math.sqrt(value * (1 - value) / n + spread / (4 * n)) / (1 + spread)
-    return Interval(value, max(0.0, middle - half), min(1.0, middle + half), n)
+    return 0.0 if value == 0 else middle - half, 1.0 if value == 1 else middle + half
 
 
 def mcnemar(reference: Mapping[str, bool], candidate: Mapping[str, bool]) -> Test:
@@ -88,50 +97,59 @@ def mcnemar(reference: Mapping[str, bool], candidate: Mapping[str, bool]) -> Tes
     return Test(gained, lost, min(1.0, 2 * tail / 2**n) if n else 1.0)
 
 
-def paired(first: Any, second: Any, items: Any) -> Difference:
+def paired(first: Any, second: Any, items: Any, *, log: bool = False) -> Difference:
     """How much more the second candidate's values are than the first's, over the same tokens.
 
-    p is of a permutation test that exchanges the two within items.
+    p is of a permutation test that exchanges the two within items. With `log`, for divergences, it weighs the logarithms of
+    the items' means: one item can hold more divergence than all others together, and would otherwise decide alone.
     """
     import numpy as np
 
-    sums, counts = _sums(np.asarray(second, np.float64) - np.asarray(first, np.float64), items)
-    found = _interval(sums, counts, log=False)
-    k, total = len(counts), abs(float(sums.sum()))
+    one, other = _sums(first, items), _sums(second, items)
+    counts, k = one[1], len(one[1])
+    found = _interval(other[0] - one[0], counts, log=False)
+    weights = _logs(*other) - _logs(*one) if log else other[0] - one[0]
     if k <= 12:  # every way there is
-        signs = 1 - 2 * ((np.arange(2**k)[:, None] >> np.arange(k)) & 1)
-        others = np.abs(signs @ sums)
+        others = np.abs((1 - 2 * ((np.arange(2**k)[:, None] >> np.arange(k)) & 1)) @ weights)
     else:
-        random = np.random.default_rng(0)
-        others = np.concatenate([np.abs(rows @ sums) for rows in _signs(random, k)])
-    return Difference(found.value, found.low, found.high, _p(total, others, exact=k <= 12), k)
+        random, seen = np.random.default_rng(0), []
+        for size in _blocks(SHUFFLES, k):
+            bits = np.unpackbits(np.frombuffer(random.bytes(size * k // 8 + 1), np.uint8), count=size * k)
+            seen.append(np.abs((1.0 - 2.0 * bits.reshape(size, k)) @ weights))
+        others = np.concatenate(seen)
+    return Difference(found.value, found.low, found.high, _p(abs(float(weights.sum())), others, exact=k <= 12), k)
 
 
-def unpaired(first: Any, first_items: Any, second: Any, second_items: Any) -> Difference:
+def unpaired(first: Any, first_items: Any, second: Any, second_items: Any, *, log: bool = False) -> Difference:
     """How much more the second's values are than the first's, over different items.
 
-    p is of a permutation test that deals the items out anew.
+    p is of a permutation test that deals the items out anew; `log` as for `paired`.
     """
     import numpy as np
 
     a, b = _sums(first, first_items), _sums(second, second_items)
-    sums, counts = np.concatenate([a[0], b[0]]), np.concatenate([a[1], b[1]])
-    here, k = len(a[0]), len(sums)
+    here, k = len(a[0]), len(a[0]) + len(b[0])
+    value = float(b[0].sum() / b[1].sum() - a[0].sum() / a[1].sum())
     if here < 2 or k - here < 2:
-        value = float(b[0].sum() / b[1].sum() - a[0].sum() / a[1].sum())
         return Difference(value, math.nan, math.nan, 1.0, k)
+    sums, counts = np.concatenate([a[0], b[0]]), np.concatenate([a[1], b[1]])
     real = (np.arange(k) < here)[None].astype(np.float64)
-    moments = _moments(sums, counts)
-    apart, error = _apart(real, moments)
+    half = _Z * float(_apart(real, _moments(sums, counts))[1][0])
+    moments = _moments(_logs(sums, counts), np.ones(k)) if log else _moments(sums, counts)
     random, others = np.random.default_rng(0), []
     for size in _blocks(SHUFFLES, k):
         order = random.random((size, k))
         dealt = (order <= np.partition(order, here - 1, axis=1)[:, here - 1 : here]).astype(np.float64)
-        difference, spread = _apart(dealt, moments)
-        others.append(_studentised(difference, spread))
-    p = _p(float(_studentised(apart, error)[0]), np.concatenate(others), exact=False)
-    value, half = float(apart[0]), _Z * float(error[0])
+        others.append(_studentised(*_apart(dealt, moments)))
+    p = _p(float(_studentised(*_apart(real, moments))[0]), np.concatenate(others), exact=False)
     return Difference(value, value - half, value + half, p, k)
+
+
+def _logs(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Logarithms of the items' means; what is below any rounding counts as the least that is."""
+    import numpy as np
+
+    return np.log(np.maximum(sums / counts, 1e-15))
 
 
 def _sums(values: Any, items: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -203,13 +221,6 @@ def _studentised(difference: np.ndarray, error: np.ndarray) -> np.ndarray:
 
     size: np.ndarray = np.abs(difference)
     return np.where(size < 1e-15, 0.0, size / np.maximum(error, np.finfo(np.float64).tiny))
-
-
-def _signs(random: np.random.Generator, k: int) -> Any:
-    import numpy as np
-
-    for size in _blocks(SHUFFLES, k):
-        yield 1.0 - 2.0 * random.integers(0, 2, (size, k)).astype(np.float64)
 
 
 def _p(seen: float, others: np.ndarray, *, exact: bool) -> float:
