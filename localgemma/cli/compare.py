@@ -29,7 +29,7 @@ _USE = "Write: localgemma compare A B --reference R"
 @click.argument("names", metavar="NAME[:QUANT][@PUBLISHER]|FILE|TYPE...", nargs=-1)
 @click.option("--reference", metavar="NAME|FILE|FILE.lgref", help="What the others are measured against; default: the best.")
 @click.option("--save-reference", metavar="FILE.lgref", type=_PATH, help="Keep the walked reference, to hand it round.")
-@click.option("--set", "set_name", metavar="small|full", help="A built-in set; default: small.")
+@click.option("--set", "set_name", metavar="small|full", help="A built-in set; default: small (the demo model has its own).")
 @click.option("--data", multiple=True, metavar="FILE", help="Own texts, chats (.jsonl), saved chats, pictures; repeatable.")
 @click.option("--raw", is_flag=True, help="Text as llama-perplexity reads it; other architectures too.")
 @click.option("--make", is_flag=True, help="Make quantisations that are named by type alone from the reference.")
@@ -81,7 +81,7 @@ def command(
     files = subjects.Files(any_architecture=raw)
     obtain = Obtain(output, None if reference is None or lgref.is_name(reference) else reference, make, pull)
     base, candidates, notes = _subjects(files, obtain, names, reference, kv)
-    corpus = _corpus(set_name, data, raw=raw, pictures=any(files.projector.values()))
+    corpus = _corpus(set_name, data, base, raw=raw, pictures=any(files.projector.values()))
     machine = probe.machine()
     load = _load(base, corpus, subjects, ubatch, raw=raw)
     load = replace(load, ctx=ctx or load.ctx, gpu_layers=gpu_layers, threads=threads or machine.threads)
@@ -105,8 +105,9 @@ def command(
     _show(found, "markdown" if markdown else "csv" if as_csv else "json" if as_object else "table")
 
 
-def _corpus(set_name: str | None, data: Sequence[str], *, raw: bool, pictures: bool) -> Corpus:
+def _corpus(set_name: str | None, data: Sequence[str], base: Subject | Reference, *, raw: bool, pictures: bool) -> Corpus:
     from localgemma.compare import corpus
+    from localgemma.compare.records import Subject
 
     if set_name is not None and data:
         raise UsageError("--set and --data are two choices of what to read.", "Give one of them.")
@@ -114,7 +115,8 @@ def _corpus(set_name: str | None, data: Sequence[str], *, raw: bool, pictures: b
         if not data:
             raise UsageError("--raw reads your own text.", "Give it with: --data FILE")
         return _raw(data)
-    return corpus.from_data(data) if data else corpus.load_set(set_name or "small", pictures=pictures)
+    vocabulary = base.vocabulary_size if isinstance(base, Subject) else base.origin.vocabulary_size
+    return corpus.from_data(data) if data else corpus.load_set(set_name or corpus.default_set(vocabulary), pictures=pictures)
 
 
 def _raw(files: Sequence[str]) -> Corpus:

@@ -149,7 +149,8 @@ def _logs(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Logarithms of the items' means; what is below any rounding counts as the least that is."""
     import numpy as np
 
-    return np.log(np.maximum(sums / counts, 1e-15))
+    logs: np.ndarray = np.log(np.maximum(sums / counts, 1e-15))
+    return logs
 
 
 def _sums(values: Any, items: Any) -> tuple[np.ndarray, np.ndarray]:
