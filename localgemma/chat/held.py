@@ -55,11 +55,11 @@ class Wish:
             return sampling, None, ()
         if self.choice not in ("auto", "none"):
             tools = [tool for tool in tools if self.choice in ("required", tool.name)]
-            found = _grammar("required", _written(tools), "", most)
+            found = _grammar("required", box.declared(tools), "", most)
         elif self.form is not None:
-            found = _grammar("answer", _written(tools), json.dumps(self.form.schema), most)
+            found = _grammar("answer", box.declared(tools), json.dumps(self.form.schema), most)
         else:
-            found = _grammar("calls", _written(tools), "", most)
+            found = _grammar("calls", box.declared(tools), "", most)
         return sampling, found.constraint, found.loose
 
     def parsed(self, done: Done) -> tuple[Done, list[Notice]]:
@@ -90,11 +90,6 @@ def _choice(choice: Any, tools: Sequence[Tool], held: bool) -> str:
             "Leave grammar=True." if names else "Give tools, or leave tool_choice out.",
         )
     return str(choice)
-
-
-def _written(tools: Sequence[Tool]) -> str:
-    """The tools as a key: name and schema."""
-    return json.dumps([{"function": {"name": tool.name, "parameters": tool.parameters}} for tool in tools], default=str)
 
 
 @lru_cache(maxsize=32)

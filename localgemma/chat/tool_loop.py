@@ -82,6 +82,12 @@ class Toolbox:
         bare = [tool for tool in self.tools if name and tool.name.endswith(f"__{name}")]
         return exact or (bare[0] if len(bare) == 1 else None)
 
+    def declared(self, tools: Sequence[Tool]) -> str:
+        """These tools as JSON for a grammar: every name by which `find` gives them, and its schema."""
+        bare = ((tool.name.partition("__")[2], tool) for tool in tools)
+        names = [*((tool.name, tool) for tool in tools), *((name, tool) for name, tool in bare if self.find(name) is tool)]
+        return json.dumps([{"function": {"name": name, "parameters": tool.parameters}} for name, tool in names], default=str)
+
     def answers(self, calls: Sequence[ToolCall]) -> bool:
         """Whether these calls are answered here: there are functions, and no call is of a tool without one."""
         found = [self.find(call.name) for call in calls]
