@@ -255,6 +255,17 @@ def test_what_is_present_opens_no_socket(args: tuple[str, ...], tmp_path: Path) 
     assert done.returncode == 0 and done.stdout.strip(), done.stderr
 
 
+@pytest.mark.parametrize("args", [("pull", "tiny", "-y"), ("show", "tiny"), ("update",)], ids=" ".join)
+def test_offline_is_an_option_of_every_command(tiny: Published, run: Run, args: tuple[str, ...]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("LOCALGEMMA_OFFLINE", "HF_HUB_OFFLINE"):
+            patch.setenv(name, "0")  # and is put back, whatever --offline does
+        result = run(*args, "--offline")
+    assert not tiny.hub.requests and "Traceback" not in result.output
+    if args[0] == "pull":
+        assert result.exit_code == 5 and "--offline" in result.stderr
+
+
 @pytest.mark.live
 def test_a_downloaded_model_opens_no_socket(tiny: Published, run: Run) -> None:
     assert run("pull", "tiny", "-y").exit_code == 0

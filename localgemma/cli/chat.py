@@ -61,7 +61,6 @@ if TYPE_CHECKING:
 @click.option("--schema", metavar="FILE", help="A JSON schema that the answer must fit.")
 @click.option("--json", "as_object", is_flag=True, help="Print one JSON object instead of text.")
 @click.option("--quiet", is_flag=True, help="Only the answer and errors.")
-@click.option("--offline", is_flag=True, help="Open no connection.")
 @plan_flags
 def command(
     prompt: str | None, model: str | None, mmproj: str | None, files: tuple[str, ...], image_tokens: str | None,
@@ -69,7 +68,7 @@ def command(
     system: str | None, think: bool | None, think_budget: int | None, show_thinking: bool, max_tokens: int | None,
     temperature: float | None, top_p: float | None, top_k: int | None, seed: int | None, template: str | None,
     again: bool, session: str | None, no_save: bool, save_state: bool, tools: tuple[str, ...], mcp: str | None,
-    allow: tuple[str, ...], schema: str | None, as_object: bool, quiet: bool, offline: bool,
+    allow: tuple[str, ...], schema: str | None, as_object: bool, quiet: bool,
     **flags: Any,
 ) -> None:  # fmt: skip
     """Talk with a model.
@@ -77,8 +76,6 @@ def command(
     With PROMPT it answers once; a pipe is the prompt, or goes before PROMPT; without either you talk in turns.
     The answer goes to stdout, thoughts and statistics to stderr.
     """
-    if offline:
-        settings.go_offline()
     sampling = _given(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
     chat_options = _given(think_budget=think_budget, thinking=think, video_fps=fps, video_frames=frames)
     if image_tokens is not None:

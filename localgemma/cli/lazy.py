@@ -8,6 +8,18 @@ from typing import Any
 
 import click
 
+from localgemma import settings
+
+
+def _offline() -> click.Option:
+    def go(context: click.Context, option: click.Parameter, value: bool) -> None:
+        if value:
+            settings.go_offline()
+
+    return click.Option(
+        ["--offline"], is_flag=True, is_eager=True, expose_value=False, callback=go, help="Open no connection."
+    )
+
 
 class LazyGroup(click.Group):
     """Commands by name: (`module` or `module:attribute`, what it does); without an attribute it is called `command`."""
@@ -23,11 +35,13 @@ class LazyGroup(click.Group):
         return list(self.table)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the command's module."""
+        """Import the command's module. Every command promises to open no connection where --offline is given."""
         if cmd_name not in self.table:
             return None
         module, _, attribute = self.table[cmd_name][0].partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute or "command")
+        if not isinstance(command, click.Group) and all(option.name != "offline" for option in command.params):
+            command.params.append(_offline())
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
