@@ -116,10 +116,10 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """What may be generated: a grammar in llama.cpp's GBNF form with the start symbol `root`, control tokens by their names.
+    """What may be generated: a grammar in llama.cpp's GBNF form with the start symbol `root`.
 
-    It holds from a token of `triggers` on, that included; without triggers, from the first outside the request's span on. Of
-    control tokens only `markers` are let through, and inside strings only `quote`, which opens and closes them.
+    Control tokens stand in it by name, ordinary ones as `<[text]>`. It holds from a token of `triggers` on, else from the
+    first outside the request's span. Of control tokens only `markers` are let through, in strings only `quote`, their end.
     """
 
     grammar: str

@@ -211,7 +211,7 @@ def _object(rng: random.Random, depth: int) -> tuple[dict[str, Any], Make]:
 
 def _map(rng: random.Random, depth: int) -> tuple[dict[str, Any], Make]:
     inner, make = made(rng, depth + 1)
-    least = rng.randint(0, 2)
+    least = rng.randint(0, 1)
     schema = {"type": "object", "additionalProperties": inner} | ({"minProperties": least, "maxProperties": least + 3})
     if rng.random() < 0.5:
         schema = {
@@ -417,6 +417,7 @@ UNHELD: dict[str, Any] = {
     "patternProperties": {"type": "object", "patternProperties": {"^a": {"type": "integer"}}},
     "propertyNames": {"type": "object", "propertyNames": {"maxLength": 3}},
     "unevaluatedProperties": {"type": "object", "unevaluatedProperties": False},
+    "minProperties at #": {"type": "object", "minProperties": 2},
     "minProperties": {"type": "object", "properties": {"a": {}, "b": {}}, "minProperties": 1},
     "pattern": {"type": "string", "pattern": r"^(?=a)\bx"},
     "format": {"type": "string", "format": "uri"},

@@ -190,20 +190,6 @@ def lengths(least: int, most: int | None) -> Automaton:
     return trimmed(edges, range(least, count + 1))
 
 
-def not_containing(text: str) -> Automaton:
-    """Every string that `text` (not empty) is no part of."""
-    signs = [ord(sign) for sign in text]
-    edges: list[list[Edge]] = []
-    for at in range(len(signs)):
-        targets: dict[int, int] = {}
-        for sign in set(signs):
-            seen = text[:at] + chr(sign)
-            targets[sign] = next(size for size in range(len(seen), -1, -1) if seen.endswith(text[:size]))
-        leaving = [(sign, sign, to) for sign, to in targets.items() if to < len(signs)]
-        edges.append(leaving + [(low, high, 0) for low, high in without(ranges((s, s) for s in targets))])
-    return trimmed(edges, range(len(signs)))
-
-
 @dataclass(slots=True)
 class Nfa:
     """A nondeterministic automaton under construction; anchors are conditions on empty moves."""

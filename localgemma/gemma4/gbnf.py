@@ -42,10 +42,6 @@ class Notation(Protocol):
     space: str  # where white space may stand: a rule's body, or nothing
     free: Automaton  # every string that it can spell
 
-    def within(self, spelling: Automaton) -> Automaton:
-        """What of a string's spellings it can write. Raises TooLarge."""
-        ...
-
     def quoted(self, found: Ranges) -> str:
         """One sign of a string: alternatives."""
         ...
@@ -137,17 +133,8 @@ class Writer:
     def _string(self, shape: Words) -> str:
         notation = self._notation
         opening, closing = notation.quotes()
-        spelling = notation.free if shape.spelling is None else self._within(shape.spelling)
+        spelling = notation.free if shape.spelling is None else shape.spelling
         return f"{opening} {self._automaton(spelling, notation.quoted, closing)}"
-
-    def _within(self, spelling: Automaton) -> Automaton:
-        try:
-            found = self._notation.within(spelling)
-        except TooLarge:
-            raise UsageError("A string's pattern or length in the schema is too large.", _HINT) from None
-        if found.empty:
-            raise UsageError("A string of the schema cannot be written in a call.", _HINT)
-        return found
 
     def _automaton(self, spelling: Automaton, write: Any, end: str) -> str:
         """The rules of an automaton; the name of the first."""

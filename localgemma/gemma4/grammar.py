@@ -9,7 +9,7 @@ from typing import Any
 
 from localgemma.engine import Control
 from localgemma.errors import UsageError
-from localgemma.gemma4.automaton import EVERY, Automaton, Ranges, both, common, not_containing, trimmed, without
+from localgemma.gemma4.automaton import EVERY, Automaton, Ranges, both, common, trimmed, without
 from localgemma.gemma4.calls import BARE_KEY, read_call
 from localgemma.gemma4.gbnf import MOST_TEXT, Writer, literal, signs
 from localgemma.gemma4.schema import read_schema
@@ -20,7 +20,10 @@ from localgemma.options import Constraint
 
 _ESCAPES = {8: "b", 9: "t", 10: "n", 12: "f", 13: "r", 34: '"', 92: "\\"}
 _PLAIN: Ranges = without(((1, 31), (34, 34), (92, 92)))
-_HEX = "[0-9a-fA-F]"
+# A marker's own text begins with it. Written as its token it is never a character, so that llama.cpp cannot take a marker for
+# the text that spells it, in the middle of a string or across a string's end; which it would, and abort.
+_LESS = "<[<]>"
+_NO_LESS: Ranges = without(((60, 60),))
 _ANY_SIGN: Automaton = trimmed([[(low, high, 0) for low, high in EVERY]], [0])
 # What a name of an undeclared property may be spelled with where it stands without quotes.
 _NAME_SIGNS: Ranges = ((45, 46), (48, 57), (65, 90), (95, 95), (97, 122), (0xC0, 0x24F), (0x370, 0x1FFF), (0x3041, 0xD7FF))
@@ -34,19 +37,31 @@ class Grammar:
     loose: tuple[str, ...] = ()
 
 
+def _text(text: str) -> str:
+    """Text, without the sign that markers begin with among its characters."""
+    return f" {_LESS} ".join(literal(_checked(piece)) for piece in text.split("<"))
+
+
+def _signs(found: Ranges) -> list[str]:
+    """Alternatives for a set of code points, likewise."""
+    plain = common(found, _NO_LESS)
+    return ([signs(plain)] if plain else []) + ([_LESS] if plain != found else [])
+
+
 class JsonNotation:
     """JSON, compact or with the white space that models like."""
+
+    def __init__(self, beside_markers: bool = False) -> None:
+        """`beside_markers`: the grammar lets markers through elsewhere."""
+        self._beside = beside_markers
 
     space = r'"" | " " | "\n" [ \t]{0,40}'
     free = _ANY_SIGN
 
-    def within(self, spelling: Automaton) -> Automaton:
-        """All of it: JSON has escapes."""
-        return spelling
-
     def quoted(self, found: Ranges) -> str:
         """A sign as it is, or escaped where it must be."""
-        options = [signs(plain)] if (plain := common(found, _PLAIN)) else []
+        plain = common(found, _PLAIN)
+        options = _signs(plain) if self._beside else [signs(plain)] if plain else []
         special = [code for code in (*range(1, 32), 34, 92) if any(low <= code <= high for low, high in found)]
         short = [code for code in special if code in _ESCAPES]
         if short:
@@ -62,7 +77,8 @@ class JsonNotation:
 
     def value(self, value: Any) -> str:
         """A whole value, compact."""
-        return literal(_checked(json.dumps(value, ensure_ascii=False, separators=(",", ":"))))
+        text = _checked(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+        return _text(text) if self._beside else literal(text)
 
     def key(self, name: str) -> str:
         """A name between quotation marks."""
@@ -81,15 +97,11 @@ class CallNotation:
     """Gemma's own syntax: strings between quote markers without escapes, keys without quotes."""
 
     space = ""
-    free = not_containing(QUOTE)  # llama.cpp would take the marker for its text, and go on with the string
-
-    def within(self, spelling: Automaton) -> Automaton:
-        """What does not spell the quote marker. Raises TooLarge."""
-        return both(spelling, self.free)
+    free = _ANY_SIGN
 
     def quoted(self, found: Ranges) -> str:
         """A sign as it is."""
-        return signs(found)
+        return " | ".join(_signs(found))
 
     def quotes(self) -> tuple[str, str]:
         """The quote marker."""
@@ -98,19 +110,20 @@ class CallNotation:
     def value(self, value: Any) -> str:
         """A whole value. Raises UsageError where it would be read as another."""
         parts = list(argument(value, False))
-        text = "".join(part.text for part in parts)
-        read = read_call(f"call:f{{v:{text}}}")
-        if read.error is not None or dict(read.arguments) != {"v": value} or text.count(QUOTE) != parts.count(Control(QUOTE)):
-            raise UsageError(f"A value of the schema cannot be written in a call: {text[:80]}.", "Take it out of the schema.")
-        return " ".join(
-            part.text if isinstance(part, Control) else literal(_checked(part.text)) for part in parts if part.text
-        )
+        raw, quotes = "call:f{v:", set[int]()
+        for part in parts:
+            quotes |= {len(raw)} if isinstance(part, Control) else set()
+            raw += part.text
+        read = read_call(raw + "}", quotes)
+        if read.error is not None or dict(read.arguments) != {"v": value}:
+            raise UsageError(f"A value of the schema cannot be written in a call: {raw[9:80]}.", "Take it out of the schema.")
+        return " ".join(part.text if isinstance(part, Control) else _text(part.text) for part in parts if part.text)
 
     def key(self, name: str) -> str:
         """A name as it is, or between quote markers where it could not be read otherwise."""
         bare = BARE_KEY.match(f"{name}:")
         if bare is not None and bare.end() == len(name):
-            return literal(_checked(name))
+            return _text(name)
         return self.value(name)
 
     def names(self, spelling: Automaton | None) -> tuple[Automaton, str, str]:
@@ -144,7 +157,7 @@ def required(tools: Sequence[Mapping[str, Any]], most: int = 16) -> Grammar:
 def answer(schema: Any, tools: Sequence[Mapping[str, Any]] = (), most: int = 16) -> Grammar:
     """An answer in JSON that fits the schema; or, where there are tools, calls of them instead."""
     read = read_schema(schema)
-    writer = Writer(JsonNotation(), "j")
+    writer = Writer(JsonNotation(beside_markers=bool(tools)), "j")
     root = writer.rule(read.shape)
     if not tools:
         return Grammar(Constraint(_limited(f"root ::= {root}\n{writer.text()}")), read.loose)
@@ -169,7 +182,7 @@ def _calls(tools: Sequence[Mapping[str, Any]], most: int) -> tuple[str, tuple[st
             writer = Writer(CallNotation(), f"c{index}x")
             braced = _braced(writer, read_schema({"type": "object"}).shape)
         rules.append(writer.text())
-        heads.append(f"{literal(name)} {braced}")
+        heads.append(f"{_text(name)} {braced}")
     more = f" another{{0,{most - 1}}}" if most > 1 else ""
     text = f"calls ::= call{more}\n" + ("another ::= call\n" if most > 1 else "")
     text += f'call ::= {CALL} "call:" ( {" | ".join(heads)} ) {CALL_END}\n'

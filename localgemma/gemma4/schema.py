@@ -216,6 +216,8 @@ class _Reader:
         least, most = self._counts(schema, "Properties", where)
         names = other_than(fields) if others is not None and fields else None
         if not fields:
+            if least > 1:  # the same name twice counts once, and no grammar knows what was named before
+                self.loose.append(f"minProperties at {where}")
             return AnyOf() if most is not None and most < least else Entries({}, frozenset(), others, names, least, most)
         for name, wrong in (("minProperties", least > len(set(needed))), ("maxProperties", most is not None)):
             if wrong and not (name == "maxProperties" and others is None and len(fields) <= (most or 0)):

@@ -8,6 +8,7 @@ token that it forbids, so it is always asked first. Waiting for a trigger is don
 from __future__ import annotations
 
 import ctypes
+import re
 import weakref
 from typing import Any
 
@@ -21,6 +22,7 @@ from localgemma.llamacpp.prefixes import Prefixes
 from localgemma.options import Constraint
 
 CANDIDATE = np.dtype([("id", "i4"), ("logit", "f4"), ("p", "f4")])  # llama.h llama_token_data
+_ORDINARY = re.compile(r"<\[(?!\d+\])([^\]]+)\]>")  # a token by its text, for which GBNF has a number only
 _LONGEST = 4_000_000  # characters of a grammar
 
 
@@ -58,9 +60,10 @@ class Guide:
         markers = frozenset(map(vocab.control, constraint.markers)) | vocab.ends
         self._barred = frozenset(vocab.names) - markers
         self._barred_in_string = frozenset(vocab.names) - vocab.ends - {self._quote}
-        self._in_string = False
-        self.begun = False
-        text = constraint.grammar.encode()
+        self._in_string = self.begun = False
+        self._bytes = b""  # of a character that is not whole yet
+        self._ordinary = {name: vocab.text(name)[0] for name in set(_ORDINARY.findall(constraint.grammar))}
+        text = _ORDINARY.sub(lambda found: f"<[{self._ordinary[found[1]]}]>", constraint.grammar).encode()
         log.clear()
         self._grammar = c.llama_sampler_init_grammar(vocab.pointer, text, b"root") if len(text) <= _LONGEST else None
         if not self._grammar:
@@ -82,7 +85,7 @@ class Guide:
             return not (self._inside and not self._triggers and token in self._vocab.ends)
         if token == self._opens and not self.begun and not self._thought:
             return True
-        if token in (self._barred_in_string if self._in_string else self._barred):
+        if not self._fits(token):
             return False
         one = self._one
         one.id, one.logit = token, 0.0
@@ -96,16 +99,24 @@ class Guide:
         held = self._some if len(ids) <= len(self._some.data) else Candidates(self._c, len(ids))
         self._c.llama_sampler_apply(self._grammar, held.fill(ids, 0.0))
         mask = held.data["logit"][: len(ids)] == 0.0
-        barred = self._barred_in_string if self._in_string else self._barred
-        for at in np.flatnonzero(self._prefixes.named[ids]):
-            token = int(ids[at])
-            opening = token == self._opens and not self.begun and not self._thought
-            mask[at] = opening or (mask[at] and token not in barred)
+        for at in np.flatnonzero(mask & self._prefixes.odd[ids]):
+            mask[at] = self._fits(int(ids[at]))
+        if not self.begun and not self._thought:
+            mask |= ids == self._opens
         return mask
+
+    def _fits(self, token: int) -> bool:
+        """What llama.cpp does not see to: markers where they may stand, and bytes that are UTF-8 (it takes overlong forms)."""
+        if token in (self._barred_in_string if self._in_string else self._barred):
+            return False
+        return token not in self._vocab.bytes or _utf8(self._bytes + self._vocab.piece(token)) is not None
 
     def every(self) -> Any:
         """All tokens that may come next (int32 array)."""
-        return self._prefixes.narrowed(self.allowed)
+        found = self._prefixes.narrowed(self.allowed)
+        # A token that the grammar names may come where its beginnings may not.
+        more = [token for token in self._ordinary.values() if self.allows(token) and token not in found]
+        return np.append(found, np.array(more, np.int32)) if more else found
 
     def accept(self, token: int) -> None:
         """Follow a token that was sampled, or inserted; one that `allows` is True for."""
@@ -119,3 +130,13 @@ class Guide:
         self._c.llama_sampler_accept(self._grammar, token)
         self.begun = True
         self._in_string ^= token == self._quote
+        self._bytes = (_utf8(self._bytes + self._vocab.piece(token)) or b"") if token in self._vocab.bytes else b""
+
+
+def _utf8(data: bytes) -> bytes | None:
+    """What of the bytes is the beginning of another character; None where they are no UTF-8."""
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return data[error.start :] if error.reason == "unexpected end of data" else None
+    return b""

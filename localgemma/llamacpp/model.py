@@ -18,6 +18,7 @@ from localgemma.options import LoadOptions
 _SPLIT = {"none": 0, "layer": 1, "row": 2}  # llama.h enum llama_split_mode
 _USER_DEFINED = 1 << 4  # llama.h LLAMA_TOKEN_ATTR_USER_DEFINED
 _CONTROL = 1 << 3
+_BYTE = 1 << 5
 OUT_OF_MEMORY = re.compile(r"allocat|out of memory|bad_alloc|mmap failed|cudaMalloc", re.IGNORECASE)
 LONGEST_TEXT = 1 << 26  # bytes a text may have: far beyond 262,144 tokens
 
@@ -106,8 +107,12 @@ class Vocabulary:
         self._c, self.pointer = bindings, pointer
         self.size = int(bindings.llama_vocab_n_tokens(pointer))
         self.names: dict[int, str] = {}
+        self.bytes = set[int]()  # tokens of a single byte, for characters that have none of their own
         for token in range(self.size):
-            if bindings.llama_vocab_get_attr(pointer, token) & (_USER_DEFINED | _CONTROL):
+            kind = bindings.llama_vocab_get_attr(pointer, token)
+            if kind & _BYTE:
+                self.bytes.add(token)
+            if kind & (_USER_DEFINED | _CONTROL):
                 name = (bindings.llama_vocab_get_text(pointer, token) or b"").decode("utf-8", "replace")
                 if name.startswith("<") and name.endswith(">"):
                     self.names[token] = name

@@ -25,6 +25,8 @@ class Prefixes:
         self.named = np.zeros(vocab.size, bool)
         self.named[list(vocab.names)] = True
         self.named[list(vocab.ends)] = True
+        self.odd = self.named.copy()  # what a grammar alone cannot judge
+        self.odd[list(vocab.bytes)] = True
         self._all = np.arange(vocab.size, dtype=np.int32)
         self._tree: tuple[Any, Any, Any] | None = None
         self._closed = False
