@@ -38,6 +38,15 @@ class Block:
 
 
 @runtime_checkable
+class Spells(Protocol):
+    """What an engine can do that tells its tokens' bytes."""
+
+    def pieces(self) -> list[bytes]:
+        """The bytes of every token, control tokens by their names."""
+        ...
+
+
+@runtime_checkable
 class Walks(Protocol):
     """What an engine can do that reads many passages at once; `isinstance(engine, Walks)` asks for it."""
 

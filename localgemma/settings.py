@@ -6,6 +6,7 @@
 | LOCALGEMMA_OFFLINE, HF_HUB_OFFLINE | 1: open no connection at all |
 | LOCALGEMMA_LOG | debug, info, warning or error: log lines on stderr |
 | NO_COLOR, TERM=dumb | no colours and no dimmed text |
+| LOCALGEMMA_API_KEY | what `compare --reference https://…` shows the endpoint |
 | HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_CACHE | as huggingface_hub reads them |
 | OLLAMA_MODELS, LLAMA_CACHE | where Ollama and llama.cpp keep models, as they read them |
 """
@@ -34,6 +35,7 @@ class Settings:
     offline: bool
     log_level: str
     styled: bool
+    api_key: str | None = None
 
 
 def load(environ: Mapping[str, str] | None = None) -> Settings:
@@ -52,6 +54,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         offline=any(env.get(name, "").strip().lower() in _TRUE for name in ("LOCALGEMMA_OFFLINE", "HF_HUB_OFFLINE")),
         log_level=env.get("LOCALGEMMA_LOG", "error").strip().lower() or "error",
         styled=not env.get("NO_COLOR") and env.get("TERM") not in ("dumb", "unknown"),
+        api_key=env.get("LOCALGEMMA_API_KEY", "").strip() or None,
     )
 
 

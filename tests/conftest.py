@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HERMETIC = (
     *("http_proxy", "https_proxy", "all_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"),
     *("HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN", "HF_TOKEN_PATH"),
-    *("LOCALGEMMA_OFFLINE", "LOCALGEMMA_LOG"),
+    *("LOCALGEMMA_OFFLINE", "LOCALGEMMA_LOG", "LOCALGEMMA_API_KEY"),
 )
 
 

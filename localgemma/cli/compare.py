@@ -27,7 +27,10 @@ _USE = "Write: localgemma compare A B --reference R"
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("names", metavar="NAME[:QUANT][@PUBLISHER]|FILE|TYPE...", nargs=-1)
-@click.option("--reference", metavar="NAME|FILE|FILE.lgref", help="What the others are measured against; default: the best.")
+@click.option(
+    "--reference", metavar="NAME|FILE|FILE.lgref|URL#MODEL", help="What the others are measured against; default: the best."
+)
+@click.option("--positions", type=click.IntRange(1), metavar="N", help="Positions asked of a URL#MODEL; default: 1000.")
 @click.option("--save-reference", metavar="FILE.lgref", type=_PATH, help="Keep the walked reference, to hand it round.")
 @click.option("--set", "set_name", metavar="small|full", help="A built-in set; default: small (the demo model has its own).")
 @click.option("--data", multiple=True, metavar="FILE", help="Own texts, chats (.jsonl), saved chats, pictures; repeatable.")
@@ -48,6 +51,7 @@ _USE = "Write: localgemma compare A B --reference R"
 def command(
     names: tuple[str, ...],
     reference: str | None,
+    positions: int | None,
     save_reference: Path | None,
     set_name: str | None,
     data: tuple[str, ...],
@@ -69,19 +73,19 @@ def command(
     """Compare model files with a reference: KL divergence, perplexity, tasks and speed, token by token."""
     from localgemma import measured
     from localgemma.cli import compare_subjects as subjects
+    from localgemma.cli.compare_remote import answered, endpoint_of
     from localgemma.compare import lgref, recommend, run
     from localgemma.fit import probe
 
     output = Output(quiet=quiet)
     if sum((markdown, as_csv, as_object)) > 1:
         raise UsageError("--markdown, --csv and --json are three forms of one result.", "Choose one of them.")
-    for path in (report, save_reference):
-        if path is not None:
-            subjects.check_output(path)
-    files = subjects.Files(any_architecture=raw)
-    obtain = Obtain(output, None if reference is None or lgref.is_name(reference) else reference, make, pull)
+    for path in filter(None, (report, save_reference)):
+        subjects.check_output(path)
+    files, endpoint = subjects.Files(any_architecture=raw), endpoint_of(reference, positions)
+    obtain = Obtain(output, None if endpoint or reference is None or lgref.is_name(reference) else reference, make, pull)
     base, candidates, notes = _subjects(files, obtain, names, reference, kv)
-    corpus = _corpus(set_name, data, base, raw=raw, pictures=any(files.projector.values()))
+    corpus = _corpus(set_name, data, base, raw=raw, pictures=endpoint is None and any(files.projector.values()))
     machine = probe.machine()
     load = _load(base, corpus, subjects, ubatch, raw=raw)
     load = replace(load, ctx=ctx or load.ctx, gpu_layers=gpu_layers, threads=threads or machine.threads)
@@ -96,7 +100,8 @@ def command(
         subjects.around(machine, load, _template(base)), save_reference, not (raw or only_walk), notes,
     )  # fmt: skip
     with interruptible(cancel, output):
-        found = run.compare(job, run.Hands(files.open, together, subjects.memory, output.progress, cancel))
+        hands = run.Hands(files.open, together, subjects.memory, output.progress, cancel)
+        found = run.compare(answered(job, endpoint, positions, hands) if endpoint else job, hands)
     measured.keep_losses(recommend.losses(found))  # for the next plan
     output.note(f"Compared over {found.conditions.positions:,} tokens.")
     if report is not None:
@@ -133,7 +138,7 @@ def _subjects(
 ) -> tuple[Subject | Reference, list[Subject], tuple[str, ...]]:
     """The reference, the candidates, and what must be said about the choice."""
     from localgemma.cli.compare_subjects import unique
-    from localgemma.compare import lgref
+    from localgemma.compare import endpoint, lgref
 
     if not names:
         raise UsageError("No file to compare is named.", _USE)
@@ -142,6 +147,9 @@ def _subjects(
     if reference is not None and lgref.is_name(reference):
         opened = lgref.read(Path(reference).expanduser())
         return opened, unique(found), ()
+    if reference is not None and endpoint.is_address(reference):
+        found = unique(found)
+        return found[0], found, ()  # the first stands for its tokens and template until it has answered
     if reference is not None:
         found = [*(files.subject(obtain.path(reference), each) for each in kinds), *found]
         base, *rest = unique(list({(each.sha256, each.kv): each for each in found}.values()))

@@ -26,7 +26,8 @@ class Tokens:
     """One candidate's tokens, in order: float64 arrays of equal length.
 
     `kl` is KL(reference ‖ candidate) in nats, `same` whether the likeliest token is the same, `own` and `base` the right
-    token's log-probability here and at the reference, `variance` what a sampled tail adds to `kl` (0: nothing sampled).
+    token's log-probability here and at the reference (NaN: not among those that it told), `variance`
+    what a sampled tail adds to `kl` (0: nothing sampled).
     """
 
     kl: np.ndarray
@@ -132,6 +133,7 @@ def divergence(tokens: Tokens, items: Sequence[int] | np.ndarray) -> Divergence:
     count = len(tokens.kl)
     change = np.exp(tokens.own) - np.exp(tokens.base)
     log_ratio = tokens.base - tokens.own
+    known = bool(np.isfinite(tokens.base).all())
     return Divergence(
         positions=count,
         items=len(np.unique(np.asarray(items))),
@@ -143,7 +145,7 @@ def divergence(tokens: Tokens, items: Sequence[int] | np.ndarray) -> Divergence:
         dp=_quantiles(change, DP_QUANTILES),
         perplexity=_perplexity(tokens.own),
         reference_perplexity=_perplexity(tokens.base),
-        ratio=stats.ratio(log_ratio, items),
+        ratio=stats.ratio(log_ratio, items) if known else Interval(math.nan, math.nan, math.nan),
         sampled_error=float(np.sqrt(tokens.variance.sum()) / count),
     )
 

@@ -58,10 +58,11 @@ def sentences(comparison: Comparison, memory_limit: int) -> tuple[str, ...]:
 def losses(comparison: Comparison) -> tuple[Loss, ...]:
     """What the planner may prefer over published figures: every candidate's mean KL with its conditions.
 
-    Raw text says little about an instruction-tuned model, and too few items for an interval say little about anything.
+    Raw text says little about an instruction-tuned model, lower bounds are no figures to rank by, and too
+    few items for an interval say little about anything.
     """
     reference, c = comparison.reference.subject, comparison.conditions
-    if c.set.endswith(RAW):
+    if c.set.endswith(RAW) or c.likeliest:
         return ()
     return tuple(
         Loss(
@@ -119,11 +120,13 @@ def _take(comparison: Comparison, chosen: Result, limit: int) -> str:
     ends = within(found.kl)
     interval = f" ({ends})" if ends != "–" else ""
     floor = noise is not None and found.kl.value <= 2 * noise.kl.value
+    least = "at least " if comparison.conditions.likeliest else ""
     told = ", which is hardly more than this machine's own arithmetic noise" if floor else ""
     speed = f" It writes {rate(chosen.speed.decode)} tokens/s here." if chosen.speed and chosen.speed.decode else ""
     return (
-        f"Of {where}, take {subject.label} ({format_size(subject.bytes)}): its predictions are {nats(found.kl.value)} nats a "
-        f"token{interval} from {comparison.reference.subject.label}'s{told}, and {percent(found.same_top.value)} % of the "
+        f"Of {where}, take {subject.label} ({format_size(subject.bytes)}): its predictions are {least}"
+        f"{nats(found.kl.value)} nats a token{interval} from "
+        f"{comparison.reference.subject.label}'s{told}, and {percent(found.same_top.value)} % of the "
         f"likeliest tokens are the same.{speed}"
     )
 
@@ -209,6 +212,8 @@ def _across(comparison: Comparison) -> Iterator[str]:
 def _caution(comparison: Comparison, chosen: Result) -> Iterator[str]:
     if chosen.overall and math.isnan(chosen.overall.kl.low):
         yield "These are too few items for an interval: take the figures as a first look."
+    if comparison.conditions.likeliest:
+        yield "All divergences here are lower bounds, and two of them may stand in another order than the whole ones."
     if not memory_known(comparison):
         yield "This machine's memory was not told, so nothing here says whether a file fits."
 

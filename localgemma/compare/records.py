@@ -176,7 +176,8 @@ class Conditions:
     """How it was measured, so that two tables can be told apart: everything a table states under itself.
 
     `set` is name and version ("small 1"), `noise` the divergence of the reference's own file at `noise_ubatch`.
-    `memory_limit` is what this machine could give a model's weights and context, in bytes (0: unknown).
+    `memory_limit` is what this machine could give a model's weights and context, in bytes (0: unknown). Of `likeliest` tokens
+    and the rest alone the divergences are lower bounds (0: they are not).
     """
 
     set: str
@@ -192,6 +193,7 @@ class Conditions:
     memory_limit: int = 0
     exact: bool = True
     date: str = ""
+    likeliest: int = 0
 
 
 @dataclass(frozen=True, slots=True)

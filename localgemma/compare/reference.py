@@ -126,7 +126,7 @@ def against(kept: Compact, candidate: np.ndarray, targets: np.ndarray) -> Tokens
         rest, variance = _tail(known, own, logits[rows, known.drawn].astype(np.float64) - constant)
         tokens.kl[part] = np.maximum(head + rest, 0.0)
         tokens.variance[part] = variance
-        tokens.same[part] = own.likeliest == known.top[:, 0]
+        tokens.same[part] = (own.likeliest == known.top[:, 0]) & there[:, 0]
         tokens.own[part] = own.log_probability(logits, targets[part])
         tokens.base[part] = known.base
 
@@ -145,7 +145,7 @@ def _tail(known: Compact, own: Softmax, log_q: np.ndarray) -> tuple[np.ndarray, 
     there = mass > 0
     log_p_mass = np.where(there, known.tail, 0.0)
     log_r = (log_q - own_tail[:, None]) - (known.drawn_log.astype(np.float64) - log_p_mass[:, None])
-    log_r = np.where(there[:, None], log_r, 0.0)
+    log_r = np.where(there[:, None] & np.isfinite(known.drawn_log), log_r, 0.0)  # without draws: the tail as one
     terms = np.expm1(np.minimum(log_r, 500.0)) - log_r
     value = mass * (log_p_mass - own_tail + terms.mean(axis=1))
     variance = mass**2 * terms.var(axis=1, ddof=1) / terms.shape[1]
@@ -181,9 +181,9 @@ def unpacked(data: bytes) -> Compact:
 
     rows = np.frombuffer(data, record_type())
     logs = [_whole(rows[name]) * -_SCALE for name in ("top_log", "drawn_log")]
-    top_log = np.where(logs[0] < _LEAST, -np.inf, logs[0])
+    top_log, drawn_log = (np.where(log < _LEAST, -np.inf, log) for log in logs)
     return Compact(
-        _whole(rows["top"]).astype(np.int32), top_log, _whole(rows["drawn"]).astype(np.int32), logs[1],
+        _whole(rows["top"]).astype(np.int32), top_log, _whole(rows["drawn"]).astype(np.int32), drawn_log,
         rows["tail"].astype(np.float64), rows["base"].astype(np.float64),
     )  # fmt: skip
 

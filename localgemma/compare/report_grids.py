@@ -49,7 +49,8 @@ def family_title(family: str) -> str:
 def against(comparison: Comparison, family: str) -> str:
     """What the divergences of a family are taken against."""
     reference = comparison.reference.subject
-    return reference.label if family == reference.family else "the reference of their own family"
+    label = f"{reference.label} (lower bound)" if comparison.conditions.likeliest else reference.label
+    return label if family == reference.family else "the reference of their own family"
 
 
 def grids(comparison: Comparison) -> tuple[Grid, ...]:
@@ -180,10 +181,7 @@ def conditions(comparison: Comparison) -> Iterator[tuple[str, str]]:
     )
     yield "noise floor", noise(comparison)
     yield "llama.cpp", f"{c.build}, {c.backend}, ubatch {c.ubatch}"
-    yield (
-        "logits",
-        "the full vocabulary" if c.exact else f"the reference's likeliest and sampled tokens; {_sampled(comparison)}",
-    )
+    yield "logits", bound(comparison) or "the full vocabulary" if c.exact or c.likeliest else _sampled(comparison)
     where = [c.machine, f"{format_size(c.memory_limit)} for weights and context" if c.memory_limit else "", c.date]
     if any(where):
         yield "measured", "; ".join(part for part in where if part)
@@ -196,13 +194,20 @@ def template(name: str) -> str:
     return name or "none (raw text)"
 
 
+def bound(comparison: Comparison) -> str:
+    """What makes the divergences lower bounds; nothing where they are none."""
+    count = comparison.conditions.likeliest
+    return f"lower bound: {count} likeliest tokens of the reference, and the rest as one" if count else ""
+
+
 def _sampled(comparison: Comparison) -> str:
     found = [result.overall for result in comparison.results if result.overall]
+    what = "the reference's likeliest and sampled tokens"
     if not found:
-        return "no divergence was taken"
+        return f"{what}; no divergence was taken"
     worst = max(found, key=lambda d: d.sampled_error)
     share = f" ({percent(worst.sampled_error / worst.kl.value)} % of that mean)" if worst.kl.value else ""
-    return f"the sampling adds a standard error of {nats(worst.sampled_error)} nats at most{share}"
+    return f"{what}; the sampling adds a standard error of {nats(worst.sampled_error)} nats at most{share}"
 
 
 def noise(comparison: Comparison) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 
 from localgemma.compare.recommend import sentences
 from localgemma.compare.records import Comparison, Divergence, Result
-from localgemma.compare.report_grids import Grid, conditions, every, files, grids, hashes, notes
+from localgemma.compare.report_grids import Grid, bound, conditions, every, files, grids, hashes, notes
 
 WIDTH = 120  # columns of the terminal's tables; wider ones are continued below themselves
 LABEL = 28  # columns that a cell of words may take in the terminal, and one above numbers
@@ -190,7 +190,8 @@ def _quantiles(prefix: str, names: tuple[str, ...], found: Mapping[str, float]) 
 def _conditions(comparison: Comparison) -> dict[str, object]:
     c, reference = comparison.conditions, comparison.reference.subject
     return {
-        "direction": "KL(reference||file), nats", "reference": reference.label, "reference_sha256": reference.sha256,
+        "direction": "; ".join(filter(None, ("KL(reference||file), nats", bound(comparison)))),
+        "reference": reference.label, "reference_sha256": reference.sha256,
         "set": c.set, "build": c.build, "backend": c.backend, "ubatch": c.ubatch, "template": c.template,
         "noise_kl": c.noise.kl.value if c.noise else "", "noise_ubatch": c.noise_ubatch or "", "exact": int(c.exact),
         "machine": c.machine, "date": c.date,

@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from localgemma.compare import lgref, metrics, results, walks
+from localgemma.compare import lgref, metrics, remote, results, walks
 from localgemma.compare.corpus import Corpus
 from localgemma.compare.extras import Asking, Extras, speed_of
 from localgemma.compare.keep import Store, key_of
@@ -22,9 +21,6 @@ from localgemma.engine import CancelToken, Engine
 from localgemma.errors import UsageError
 from localgemma.messages import Progress
 from localgemma.options import LoadOptions
-
-if TYPE_CHECKING:
-    pass
 
 NOISE_SEGMENTS = 1  # walked again at another ubatch for the noise floor
 
@@ -157,12 +153,13 @@ class _Run:
             noise=noise,
             noise_ubatch=walks.other_ubatch(job.load).ubatch or 0,
             exact=exact,
+            likeliest=remote.likeliest(self._file.origin.extra) if self._file else 0,
         )
         base = self._found(self._base)
         everybody = {self._base.label: base} | {each.label: self._found(each) for each in job.candidates}
         return Comparison(
             Result(self._base, tasks=self._asking.scores(base), speed=base.speed), tuple(found), conditions,
-            self._asking.side_by_side(everybody, self._base.label), notes=job.notes,
+            self._asking.side_by_side(everybody, self._base.label), notes=(*job.notes, *remote.notes(self._file)),
         )  # fmt: skip
 
     def _prepared(self) -> list[Sample]:

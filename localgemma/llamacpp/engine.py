@@ -156,6 +156,11 @@ class LlamaEngine:
         work = Scoring(wanted, self._cache, self._projector, outputs.put)
         return self._started(Task(wanted.keys, work.steps, CancelToken(), outputs, patient=True))
 
+    def pieces(self) -> list[bytes]:
+        """The bytes of every token; see passages.Spells."""
+        vocab = self._model.vocab
+        return [vocab.spelled(token) for token in range(vocab.size)]
+
     def walk(self, passages: Sequence[Passage], cancel: CancelToken | None = None) -> Iterator[list[Block]]:
         """The logits of many passages, batch by batch; see engine.Walks."""
         if self._closed:

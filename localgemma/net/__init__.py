@@ -2,6 +2,9 @@
 
 from localgemma.errors import Interrupted
 from localgemma.net.http import Reply, get, require_online, retry_after
-from localgemma.net.picture import fetch_picture
+from localgemma.net.picture import fetch_picture, is_loopback_name
+from localgemma.net.post import Answer, post
 
-__all__ = ["Interrupted", "Reply", "fetch_picture", "get", "require_online", "retry_after"]
+__all__ = [
+    "Answer", "Interrupted", "Reply", "fetch_picture", "get", "is_loopback_name", "post", "require_online", "retry_after",
+]  # fmt: skip
