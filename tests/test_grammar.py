@@ -44,7 +44,7 @@ class World:
         self.vocab = Vocabulary(c, c.llama_model_get_vocab(self._model))
         self.prefixes = Prefixes(self.vocab)
         self.prefixes.wait()
-        self.closing = [self.vocab.text(",")[0], self.vocab.control(QUOTE), *(self.vocab.text(sign)[0] for sign in '"]}')]
+        self.closing = [*(self.vocab.text(sign)[0] for sign in ',]}"'), self.vocab.control(QUOTE)]  # the last ends most
 
     def guide(self, made: grammar.Grammar) -> Guide:
         """A grammar at its start."""
