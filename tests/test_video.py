@@ -201,7 +201,7 @@ def test_a_video_that_was_cut_off_shows_what_is_there(tmp_path: Path) -> None:
 
 def test_bytes_at_random_end_in_a_sentence(tmp_path: Path, full: bool) -> None:
     whole = make_video(tmp_path, "whole.mp4", count=20, rate=10, size=(64, 64)).read_bytes()
-    for seed in range(1000 if full else 40):
+    for seed in range(1000) if full else [*range(40), 107]:  # 107: a time far before the others
         rng, data = random.Random(seed), bytearray(whole)
         for _ in range(rng.randint(1, 40)):
             data[rng.randrange(16, len(data))] = rng.randrange(256)

@@ -149,10 +149,11 @@ class _Reader:
     def frames(self, wanted: Callable[[], Fraction]) -> Iterator[tuple[Fraction, Picture]]:
         """The pictures in order, upright; jumps to the key frame before `wanted` where that is far ahead."""
         base, gap, source = self._track.time_base, _SEEK, self._decoded()
-        here, jumped = Fraction(0), False
+        here, jumped, aimed = Fraction(0), False, Fraction(-1)
         while True:
             ahead = wanted() - here
-            if ahead > gap:
+            if ahead > gap and wanted() > aimed:  # once for each: times in a damaged file may fall back again and again
+                aimed = wanted()
                 self._container.seek(math.floor((wanted() + self._begin) / base), stream=self._track)
                 source, jumped, before = self._decoded(), True, here
             found = next(source, None)
