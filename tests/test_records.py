@@ -20,10 +20,10 @@ from localgemma.units import GIB, KIB, MIB, TIB, format_duration, format_size, p
 
 
 def every_error() -> list[type[LocalgemmaError]]:
-    """The whole error tree."""
+    """The whole error tree; what a room derives for its own use alone is no part of it."""
     found = [LocalgemmaError]
     for kind in found:
-        found += kind.__subclasses__()
+        found += [child for child in kind.__subclasses__() if child.__module__ == errors.__name__]
     return found
 
 
