@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from localgemma import settings
+from localgemma.whole import whole_file
 
 KEPT_LOADS = 20
 KEPT_LOSSES = 500
@@ -116,10 +115,8 @@ def _write(everything: Mapping[str, Any]) -> None:
     path = file()
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".measured-", dir=path.parent)
-        with open(handle, "w", encoding="utf-8") as stream:
-            json.dump(everything, stream, indent=1)
-        os.replace(name, path)
+        with whole_file(path) as stream:
+            stream.write(json.dumps(everything, indent=1).encode())
 
 
 def losses() -> tuple[Loss, ...]:

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "localgemma"
 
-RECORDS = {"errors", "messages", "options", "settings", "units", "engine", "net", "measured", "passages"}
+RECORDS = {"errors", "messages", "options", "settings", "units", "engine", "net", "measured", "whole", "passages"}
 LOWER = {"gemma4", "files", "llamacpp", "make", "fit", "chat", "compare"}
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(RECORDS, RECORDS),

@@ -21,10 +21,11 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from localgemma import whole
 from localgemma.cli.main import cli
 from localgemma.errors import BadModelFile, Cancelled, ChecksumError, DiskError, LocalgemmaError, NotFound, UsageError
 from localgemma.files import bundle as bundling
-from localgemma.files import catalog, ledger, whole
+from localgemma.files import catalog, ledger
 from localgemma.files.bundle import plan_bundle
 from localgemma.files.imports import imported, models_folder
 from localgemma.files.locate import locate, of_path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -139,9 +140,7 @@ def test_a_new_candidate_is_walked_alone_beside_the_reference(tmp_path: Path) ->
 
 
 def test_a_full_disk_stops_it_and_what_is_done_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from localgemma.compare import keep
-
-    real, count = keep.os.fsync, 0
+    real, count = os.fsync, 0
 
     def full(handle: int) -> None:
         nonlocal count
@@ -151,7 +150,7 @@ def test_a_full_disk_stops_it_and_what_is_done_is_kept(tmp_path: Path, monkeypat
         real(handle)
 
     with monkeypatch.context() as patch:
-        patch.setattr(keep.os, "fsync", full)
+        patch.setattr(os, "fsync", full)
         with pytest.raises(DiskError, match=r"No space left.*what is done is kept"):
             run.compare(job(tmp_path, subject("q4"), subject("q2")), Opener().hands())
     assert not list((tmp_path / "kept").rglob("*.part"))

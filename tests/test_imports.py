@@ -20,12 +20,13 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from ollama_store import DEMO, Store, fused_blob
 from test_eval import message
 
+from localgemma import whole
 from localgemma.chat.conversation import Conversation
 from localgemma.chat.turn import collect
 from localgemma.cli.main import cli
 from localgemma.engine import Engine
 from localgemma.errors import BadModelFile, Cancelled, ChecksumError, DiskError, LocalgemmaError, NotFound, UsageError
-from localgemma.files import imports, ledger, whole
+from localgemma.files import imports, ledger
 from localgemma.files.header import check_projector, read_header
 from localgemma.files.imports import forget, imported, link
 from localgemma.files.pairing import fits, partner

@@ -35,26 +35,35 @@ class Row:
         return error
 
 
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a file: every line of a .jsonl is a chat or a text of its own, any other file is one text.
+def read_text(path: Path) -> str:
+    """A file as text. Raises NotFound, DiskError, and UsageError for one that is no text or has none."""
+    text = _decoded(path)
+    if not text.strip():
+        raise UsageError(f"{path.name} has no text.", "Give a file with some pages of it.")
+    return text
 
-    A chat has `messages`, and may have `tools` and `enable_thinking`. Raises NotFound, DiskError, and UsageError naming the
-    line that is neither.
-    """
+
+def _decoded(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise NotFound(f"There is no file {path}.", "Check its name.") from None
     except UnicodeDecodeError:
         raise UsageError(f"{path.name} is not text in UTF-8.", "Give text, or chats as .jsonl.") from None
     except (OSError, ValueError) as error:
         raise DiskError(f"{str(path)!r} could not be read: {error}.", "Check its name and permissions.") from error
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a file: every line of a .jsonl is a chat or a text of its own, any other file is one text.
+
+    A chat has `messages`, and may have `tools` and `enable_thinking`. Raises NotFound, DiskError, and UsageError naming the
+    line that is neither.
+    """
     if path.suffix.lower() != ".jsonl":
-        if not text.strip():
-            raise UsageError(f"{path.name} has no text.", "Give a file with some pages of it.")
-        return [Row(path.name, text)]
+        return [Row(path.name, read_text(path))]
     rows = []
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(_decoded(path).split("\n"), 1):
         if line.strip():
             where = f"Line {number} of {path.name}"
             try:

@@ -6,7 +6,6 @@ Nothing is trusted when it comes back: every field is checked, and a picture mus
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from localgemma.errors import BadConversation, DiskError, LocalgemmaError, NotFo
 from localgemma.gemma4 import vision
 from localgemma.messages import ImagePart, Message, Part, Pixels, TextPart, ToolCall, VideoPart
 from localgemma.options import ChatOptions, Sampling, updated
+from localgemma.whole import whole_file
 
 FORMAT = 1
 FILE, PICTURES, STATE, LOCK = "chat.json", "pictures", "state.bin", "lock"
@@ -82,8 +82,10 @@ def write(folder: Path, record: Record) -> None:
             shelf.mkdir(exist_ok=True)
         for name, pixels in pictures.items():
             if not (shelf / f"{name}.png").exists():
-                _replace(shelf / f"{name}.png", png(pixels))
-        _replace(folder / FILE, data)
+                with whole_file(shelf / f"{name}.png") as stream:
+                    stream.write(png(pixels))
+        with whole_file(folder / FILE) as stream:
+            stream.write(data)
         for path in shelf.glob("*.png") if shelf.is_dir() else ():
             if path.stem not in pictures:
                 path.unlink()
@@ -278,16 +280,6 @@ def _text(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{str(value)[:40]!r} stands where a text belongs")
     return value
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file so that it is whole or not there, also after a power cut."""
-    fresh = path.with_name(path.name + ".new")
-    with fresh.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(fresh, path)
 
 
 def _failed(folder: Path, error: OSError) -> DiskError:

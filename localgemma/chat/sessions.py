@@ -178,7 +178,7 @@ def remove(name: str) -> None:
 
 def _sweep(folder: Path) -> None:
     """Take away what a killed process had half written; the caller holds the folder."""
-    for pattern in ("*.new", "*.part", f"{record.PICTURES}/*.new"):
+    for pattern in ("*.part", f"{record.PICTURES}/*.part"):
         for path in folder.glob(pattern):
             with suppress(OSError):
                 path.unlink()

@@ -126,8 +126,9 @@ def _corpus(set_name: str | None, data: Sequence[str], base: Subject | Reference
 
 def _raw(files: Sequence[str]) -> Corpus:
     """Files as plain text, whatever they hold. Raises NotFound, DiskError, UsageError."""
+    from localgemma.chat.data import read_text
     from localgemma.compare.corpus import Corpus
-    from localgemma.compare.samples import raw_item, read_text
+    from localgemma.compare.samples import raw_item
 
     items = [raw_item(Path(file).name, read_text(Path(file).expanduser())) for file in files]
     return Corpus(f"{', '.join(item.id for item in items)}, raw", tuple(items))

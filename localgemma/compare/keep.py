@@ -9,8 +9,6 @@ import contextlib
 import hashlib
 import io
 import json
-import os
-import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -21,6 +19,7 @@ from typing import Any, BinaryIO
 
 from localgemma.compare.metrics import Tokens
 from localgemma.errors import DiskError
+from localgemma.whole import whole_file
 
 KEPT_DAYS = 30  # finished parts are of use only while somebody still asks for them
 
@@ -28,21 +27,14 @@ KEPT_DAYS = 30  # finished parts are of use only while somebody still asks for t
 @contextmanager
 def whole(target: Path) -> Iterator[BinaryIO]:
     """A file to write that appears under its name when the block ends without an error. Raises DiskError."""
-    part = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.part")
     try:
-        with part.open("xb") as stream:
+        with whole_file(target) as stream:
             yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(part, target)
     except OSError as error:
         raise DiskError(
             f"{target} could not be written: {error.strerror or error}.",
             "Free some space or choose another folder, then run the same command again: what is done is kept.",
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def key_of(*what: Any) -> str:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from localgemma.compare.corpus import Corpus
 from localgemma.compare.records import Item
 from localgemma.engine import Control, Engine, Prompt, PromptPart, Text
-from localgemma.errors import BackendError, DiskError, NotFound, UsageError
+from localgemma.errors import BackendError, UsageError
 from localgemma.gemma4.prompt import render
 from localgemma.messages import Pixels
 from localgemma.passages import Passage
@@ -133,21 +132,6 @@ def largest(corpus: Corpus) -> tuple[int, int]:
         pictures = max([pictures, *seen])
         longest = max(longest, sum(seen) + (words // 2 if item.prompt.parts else CHUNK))
     return longest + 64, pictures
-
-
-def read_text(path: Path) -> str:
-    """A file as text. Raises NotFound, DiskError, and UsageError for one that has none."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise NotFound(f"There is no file {path}.", "Check its name.") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{path.name} is not text in UTF-8.", "Give text.") from None
-    except OSError as error:
-        raise DiskError(f"{path} could not be read: {error.strerror}.", "Check its name and permissions.") from error
-    if not text.strip():
-        raise UsageError(f"{path.name} has no text.", "Give a file with some pages of it.")
-    return text
 
 
 def raw_item(name: str, text: str) -> Item:

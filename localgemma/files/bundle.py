@@ -26,8 +26,8 @@ from localgemma.files.catalog import Catalog, File
 from localgemma.files.header import read_header
 from localgemma.files.imports import parts_of
 from localgemma.files.locate import Local
-from localgemma.files.whole import disk_errors, make_room, whole_file
 from localgemma.units import format_size
+from localgemma.whole import disk_errors, make_room, whole_file
 
 FORMAT = 1
 MANIFEST = "manifest.json"

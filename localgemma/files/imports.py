@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 from localgemma import settings
 from localgemma.errors import BadModelFile, DiskError, UsageError
 from localgemma.files.header import Header, Kind, check_drafter, check_projector, check_text_model, kind_of, read_header
-from localgemma.files.whole import disk_errors, whole_file
+from localgemma.whole import disk_errors, whole_file
 
 REGISTRY = "imports.json"
 State = Literal["present", "changed", "gone"]

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from localgemma import settings
-from localgemma.files.whole import whole_file
+from localgemma.whole import whole_file
 
 
 @dataclass(frozen=True, slots=True)

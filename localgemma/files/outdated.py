@@ -21,7 +21,7 @@ from localgemma.files.imports import parts_of
 from localgemma.files.remote import fetch_header
 from localgemma.files.store import Held
 from localgemma.files.verify import BLOCK, Told, feed_file
-from localgemma.files.whole import disk_errors, make_room, whole_file
+from localgemma.whole import disk_errors, make_room, whole_file
 
 Change = Literal["none", "template", "header", "weights", "unknown", "gone"]
 TEMPLATE = "tokenizer.chat_template"

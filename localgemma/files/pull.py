@@ -18,8 +18,8 @@ from localgemma.files.header import read_header
 from localgemma.files.hub import RemoteFile, Resolved
 from localgemma.files.projector import SPARE, corrected, lacks_activation, planned
 from localgemma.files.remote import fetch_header
-from localgemma.files.whole import disk_errors
 from localgemma.units import format_size
+from localgemma.whole import disk_errors
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from localgemma.files import hub
 from localgemma.files.catalog_file import is_safe_path
 from localgemma.files.header import Header, read_header
 from localgemma.files.hub import RemoteFile, Resolved
-from localgemma.files.whole import disk_errors, whole_file
+from localgemma.whole import disk_errors, whole_file
 
 FIRST = 16 << 20  # bytes asked for at first; the real model's header has 15.8 million
 LARGEST = 128 << 20

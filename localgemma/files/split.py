@@ -23,7 +23,7 @@ from localgemma.files.header import Header, Tensor, check_projector, check_text_
 from localgemma.files.imports import Imported, link, models_folder
 from localgemma.files.ollama import digest_of
 from localgemma.files.ollama_entries import ALIGNMENT, projector_entries, text_entries
-from localgemma.files.whole import disk_errors, make_room, whole_file
+from localgemma.whole import disk_errors, make_room, whole_file
 
 BLOCK = 4 << 20
 Progress = Callable[[int, int], bool | None]  # bytes done and in all; False cancels

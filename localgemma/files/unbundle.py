@@ -26,7 +26,7 @@ from localgemma.files import ledger
 from localgemma.files.bundle import BLOCK, FORMAT, MANIFEST, MAX_NAME, RECORD, Progress, Role
 from localgemma.files.header import check_drafter, check_projector, check_text_model, read_header
 from localgemma.files.imports import Imported, link, models_folder
-from localgemma.files.whole import disk_errors, make_room
+from localgemma.whole import disk_errors, make_room
 
 MAX_FILES, MAX_MANIFEST, MAX_SIZE, MAX_PADDING = 64, 1 << 20, 1 << 44, 64 << 10
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.gguf")
