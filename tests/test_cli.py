@@ -164,6 +164,10 @@ def test_bad_input_is_one_sentence_and_its_code(engine: FakeEngine, run: Run, ar
     assert re.fullmatch(r"Error: .+[.?] \S.+", result.stderr.strip()), result.stderr
 
 
+def test_an_unknown_command_is_told_the_nearest(run: Run) -> None:
+    assert "'plna'. Did you mean 'plan'? See" in run("plna").stderr
+
+
 @pytest.mark.parametrize(
     ("name", "code", "says"),
     [

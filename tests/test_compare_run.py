@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from walkers import WIDTH, Walker
 
-from localgemma.compare import lgref, run
+from localgemma.compare import lgref, results, run
 from localgemma.compare.corpus import Ask, Corpus
+from localgemma.compare.metrics import Tokens
 from localgemma.compare.records import Comparison, Conditions, Item, Question, Subject
 from localgemma.compare.run import Hands, Job
 from localgemma.compare.samples import raw_item
@@ -86,6 +88,19 @@ def test_worse_files_diverge_more_however_they_fit(tmp_path: Path, room: int) ->
     assert sum(each.positions for each in found.results[0].categories.values()) == found.conditions.positions
     assert all(engine.closed for engine in hands.engines)
     assert hands.told and hands.told[-1].seconds_left is not None
+
+
+def test_neighbours_that_chance_could_exchange_are_named() -> None:
+    random, items = np.random.default_rng(1), np.repeat(np.arange(60), 20)
+    base = np.exp(random.normal(-6, 2, 60))[items] * random.exponential(1, 1200)
+
+    def tokens(kl: np.ndarray) -> tuple[Tokens, list[int]]:
+        return replace(Tokens.empty(1200), kl=kl.astype(np.float32)), items.tolist()
+
+    near = base * np.exp(random.normal(-0.125, 0.5, 1200))
+    assert list(results.alike({"A": tokens(base), "B": tokens(base * 3)})) == []
+    (said,) = results.alike({"C": tokens(base * 9), "B": tokens(near), "A": tokens(base)})
+    assert "cannot be told apart" in said and "C" not in said.split(" cannot")[0]
 
 
 def test_a_kept_reference_agrees_with_the_exact_way(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from localgemma.chat.record import Record
 from localgemma.compare import corpus, draw, long
 from localgemma.compare.corpus import Corpus
 from localgemma.compare.records import CATEGORIES
+from localgemma.compare.samples import prepared
 from localgemma.engine import Prompt, Text
 from localgemma.errors import BadMedia, LocalgemmaError, NotFound, UsageError
 from localgemma.messages import ImagePart, Message, Pixels, TextPart, ToolCall, VideoPart
@@ -295,9 +296,10 @@ def test_nothing_to_read_is_said(tmp_path: Path) -> None:
 
 def test_a_single_token_is_refused_by_name(tmp_path: Path) -> None:
     engine = FakeEngine()  # a token a character
-    corpus.check_lengths(corpus.from_data([write(tmp_path / "two.txt", "ab")]), engine)
-    with pytest.raises(UsageError, match=r"one\.txt is one token long"):
-        corpus.check_lengths(corpus.from_data([write(tmp_path / "one.txt", "a")]), engine)
+    long = write(tmp_path / "long.txt", "ab" * 40)
+    assert prepared(corpus.from_data([long]).items, engine)
+    with pytest.raises(UsageError, match=r"one\.txt is too short"):
+        prepared(corpus.from_data([long, write(tmp_path / "one.txt", "a")]).items, engine)
 
 
 def test_videos_of_rows_are_rendered_with_their_times() -> None:

@@ -168,7 +168,8 @@ def test_scores_flips_and_tests() -> None:
     second = {f"q{n}": Verdict(f"q{n}", n not in (1, 2, 7), "") for n in range(10)}
     base, other = tasks.scores(questions, first), tasks.scores(questions, second)
     assert [(s.task, s.right, s.n) for s in base.values()] == [("a", 5, 6), ("b", 4, 4)]
-    assert tasks.flips(other, base) == (4, 10) and tasks.total(other).right == 7
+    both = stats.mcnemar(tasks.total(base).items, tasks.total(other).items)
+    assert both.gained + both.lost == 4 and tasks.total(other).right == 7
     found = tasks.against(other, base)
     assert found["a"].against == stats.mcnemar(base["a"].items, other["a"].items)
     assert found["a"].against is not None and (found["a"].against.gained, found["a"].against.lost) == (1, 2)

@@ -240,7 +240,7 @@ class Conversation:
     def _unheld(self, loose: Sequence[str]) -> Iterator[Notice]:
         if new := [each for each in loose if each not in self._loose]:
             self._loose |= set(new)
-            yield Notice(f"The grammar cannot hold: {', '.join(new)}. What it lets through is checked.")
+            yield Notice(f"The grammar cannot hold: {', '.join(new)}. All but look-around is checked afterwards.")
 
     def _turn(self, messages: list[Message], wish: Wish, said: Sequence[Notice] = ()) -> Iterator[Event]:
         """Generations, and the tools that they call, until one calls none."""

@@ -80,8 +80,7 @@ def command(
     output = Output(quiet=quiet)
     if sum((markdown, as_csv, as_object)) > 1:
         raise UsageError("--markdown, --csv and --json are three forms of one result.", "Choose one of them.")
-    for path in filter(None, (report, save_reference)):
-        subjects.check_output(path)
+    _check_outputs(report, save_reference, reference)
     files, endpoint = subjects.Files(any_architecture=raw), endpoint_of(reference, positions)
     obtain = Obtain(output, None if endpoint or reference is None or lgref.is_name(reference) else reference, make, pull)
     base, candidates, notes = _subjects(files, obtain, names, reference, kv)
@@ -108,6 +107,17 @@ def command(
         _write(found, report)
         output.note(f"The report is in {report}.")
     _show(found, "markdown" if markdown else "csv" if as_csv else "json" if as_object else "table")
+
+
+def _check_outputs(report: Path | None, save_reference: Path | None, reference: str | None) -> None:
+    """UsageError or DiskError, before anything is opened, for a file that could not be written."""
+    from localgemma.cli.compare_subjects import check_output
+    from localgemma.compare import lgref
+
+    for path in filter(None, (report, save_reference)):
+        check_output(path)
+    if save_reference is not None and reference is not None and lgref.is_name(reference):
+        raise UsageError(f"{reference} is a kept reference already.", "Leave out --save-reference.")
 
 
 def _corpus(set_name: str | None, data: Sequence[str], base: Subject | Reference, *, raw: bool, pictures: bool) -> Corpus:

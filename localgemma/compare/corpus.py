@@ -15,7 +15,7 @@ from typing import Any, Literal
 from localgemma.chat import data, record, sessions
 from localgemma.compare import draw, long
 from localgemma.compare.records import CATEGORIES, SET_VERSION, Item, Question
-from localgemma.engine import Control, Engine, Prompt, Text
+from localgemma.engine import Control, Prompt, Text
 from localgemma.errors import LocalgemmaError, NotFound, UsageError
 from localgemma.gemma4 import tokens
 from localgemma.gemma4.prompt import render
@@ -91,13 +91,6 @@ def from_data(sources: Sequence[str], *, image_tokens: int | Literal["auto"] = "
     items = tuple(item for part in parts for item in part.items)
     questions = tuple(question for part in parts for question in part.questions)
     return Corpus(names, items, questions, tuple(ask for part in parts for ask in part.asks), digest)
-
-
-def check_lengths(corpus: Corpus, engine: Engine) -> None:
-    """UsageError, by name, for an item of which no token can be predicted: raw text of a single one."""
-    for item in corpus.items:
-        if not item.prompt.parts and engine.count(item.answer) < 2:
-            raise UsageError(f"{item.id} is one token long, so there is nothing to predict.", "Give some pages of text.")
 
 
 def item_of(
@@ -256,15 +249,15 @@ def _session(saved: record.Record, name: str) -> Corpus:
     """A saved chat: each of its answers is an item, and what was last asked is asked again."""
     system = (Message("system", (TextPart(saved.system),)),) if saved.system else ()
     messages, thinking = (*system, *saved.messages), saved.options.thinking
-    row = data.Row(name, thinking=thinking)
+    row = data.Row(name, tools=saved.tools, thinking=thinking)
     category = _category(row, messages)
     items = [
-        item_of(f"{name}/{index}", category, messages[: index + 1], thinking=thinking)
+        item_of(f"{name}/{index}", category, messages[: index + 1], tools=row.tools, thinking=thinking)
         for index, message in enumerate(messages)
         if message.role == "assistant" and index and not message.cut and (message.content or message.tool_calls)
     ]
     users = [index for index, message in enumerate(messages) if message.role == "user"]
-    asks = [Ask(name, category, messages[: users[-1] + 1], (), thinking)] if users else []
+    asks = [Ask(name, category, messages[: users[-1] + 1], row.tools, thinking)] if users else []
     digest = hashlib.sha256("".join(str(item.prompt) + str(item.answer) for item in items).encode()).hexdigest()
     return Corpus(name, tuple(items), (), tuple(asks), digest)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from localgemma.compare import metrics
+from localgemma.compare import metrics, stats
 from localgemma.compare.lgref import Reference
 from localgemma.compare.metrics import Tokens
 from localgemma.compare.records import Divergence, Interval, Result, Subject
@@ -44,6 +45,15 @@ def _distances(samples: Sequence[Sample]) -> np.ndarray:
     import numpy as np
 
     return np.concatenate([np.arange(len(sample.targets)) for sample in samples])
+
+
+def alike(walked: Mapping[str, tuple[Tokens, list[int]]]) -> Iterator[str]:
+    """A sentence for each two neighbours in divergence whose difference may be chance (paired test over items, 95 %)."""
+    order = sorted(walked, key=lambda label: float(walked[label][0].kl.mean()))
+    for one, other in pairwise(order):
+        (first, items), (second, _) = walked[one], walked[other]
+        if not stats.paired(first.kl, second.kl, items, log=True).different:
+            yield f"{one} and {other} cannot be told apart by divergence on these texts (paired test, 95 %)."
 
 
 def subject_of(opened: Reference) -> Subject:

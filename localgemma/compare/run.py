@@ -155,11 +155,13 @@ class _Run:
             exact=exact,
             likeliest=remote.likeliest(self._file.origin.extra) if self._file else 0,
         )
+        walked = {each.label: walks.gathered(self._walking, self._key(each, exact=exact)) for each in same_family}
+        alike = results.alike(walked)
         base = self._found(self._base)
         everybody = {self._base.label: base} | {each.label: self._found(each) for each in job.candidates}
         return Comparison(
             Result(self._base, tasks=self._asking.scores(base), speed=base.speed), tuple(found), conditions,
-            self._asking.side_by_side(everybody, self._base.label), notes=(*job.notes, *remote.notes(self._file)),
+            self._asking.side_by_side(everybody, self._base.label), notes=(*job.notes, *alike, *remote.notes(self._file)),
         )  # fmt: skip
 
     def _prepared(self) -> list[Sample]:

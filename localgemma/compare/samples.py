@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from localgemma.compare.corpus import Corpus
 from localgemma.compare.records import Item
-from localgemma.engine import Control, Engine, Prompt, PromptPart, Text
+from localgemma.engine import Engine, Prompt, Text
 from localgemma.errors import BackendError, UsageError
 from localgemma.gemma4.prompt import render
 from localgemma.messages import Pixels
@@ -30,8 +30,13 @@ class Sample:
 
 
 def prepared(items: Sequence[Item], engine: Engine) -> list[Sample]:
-    """The items in this model's tokens. Raises UsageError where none has anything to predict."""
-    samples = [sample for item in items for sample in _samples(item, engine)]
+    """The items in this model's tokens. Raises UsageError where none has anything to predict, or a raw text has not."""
+    samples: list[Sample] = []
+    for item in items:
+        found = list(_samples(item, engine))
+        if not found and not item.prompt.parts:
+            raise UsageError(f"{item.id} is too short: there is nothing to predict in it.", "Give some pages of text.")
+        samples += found
     if not samples:
         raise UsageError("There is nothing to predict in the data.", "Give chats with an answer, or a text of some pages.")
     return samples
@@ -137,19 +142,3 @@ def largest(corpus: Corpus) -> tuple[int, int]:
 def raw_item(name: str, text: str) -> Item:
     """A plain text as an item."""
     return Item(name, "text", Prompt(()), Prompt((Text(text),)))
-
-
-def without_start(prompt: Prompt, characters: int) -> Prompt:
-    """What is left of a prompt's parts after so many characters of its text."""
-    parts: list[PromptPart] = []
-    for part in prompt.parts:
-        size = len(part.text) if isinstance(part, Text | Control) else len(part.mark)
-        if characters >= size:
-            characters -= size
-        elif isinstance(part, Text):
-            parts.append(Text(part.text[characters:]))
-            characters = 0
-        else:
-            parts.append(part)
-            characters = 0
-    return Prompt(tuple(parts))

@@ -230,10 +230,3 @@ def against(found: Mapping[str, TaskScore], reference: Mapping[str, TaskScore]) 
 def total(found: Mapping[str, TaskScore]) -> TaskScore:
     """All tasks as one."""
     return _score("all", {name: right for score in found.values() for name, right in score.items.items()})
-
-
-def flips(found: Mapping[str, TaskScore], reference: Mapping[str, TaskScore]) -> tuple[int, int]:
-    """Answers that became right or wrong against the reference, of how many both gave (Dutta et al., 2024)."""
-    mine, other = total(found).items, total(reference).items
-    both = mine.keys() & other.keys()
-    return sum(mine[name] != other[name] for name in both), len(both)

@@ -23,10 +23,8 @@ HIDDEN = 5376  # the width it was measured at; other widths are scaled
 DRIVER = {"CUDA": 600 * MIB, "ROCm": 700 * MIB, "Metal": 128 * MIB, "Vulkan": 200 * MIB}  # context and kernels, at most
 DRIVER_UNKNOWN = 700 * MIB
 PROGRAM = 110 * MIB  # this program with llama.cpp and numpy loaded, before a model; measured
-PROGRAM_GPU = 500 * MIB  # the same with a GPU's runtime
 # Working memory of the projector by the largest picture, in tokens (27 layers share one buffer).
 PROJECTOR = {0: 0, 70: 60 * MIB, 140: 110 * MIB, 280: 200 * MIB, 560: 400 * MIB, 1120: 800 * MIB}
-PROJECTOR_HIDDEN = 1152
 
 BufferSource = Literal["dry run", "table"]
 

@@ -7,8 +7,6 @@ from typing import Literal
 
 from localgemma.units import GIB, MIB
 
-BACKENDS = ("CUDA", "ROCm", "Metal", "Vulkan", "SYCL")
-
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
