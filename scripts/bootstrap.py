@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -57,6 +58,15 @@ for folder in site.getsitepackages():
 import llama_cpp
 llama_cpp.llama_backend_init()
 """
+EVALUATE = """
+import os, tempfile
+with tempfile.TemporaryDirectory() as home:
+    os.environ["LOCALGEMMA_HOME"] = home
+    import localgemma
+    with localgemma.open("demo") as model:
+        model.chat().ask("What is the capital of France?", max_tokens=4)
+"""
+AMX = ROOT / "scripts" / "gcc_amx.h"
 
 
 class SetupError(Exception):
@@ -319,6 +329,8 @@ def pinned_version() -> str:
 def build_environment(backend: str) -> dict[str, str]:
     """Environment for a build from source; each GPU system has a wheel cache of its own, or pip would mix them up."""
     env = {"CMAKE_BUILD_PARALLEL_LEVEL": os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(os.cpu_count() or 2)}
+    if has_amx():
+        env["CXXFLAGS"] = f"{os.environ.get('CXXFLAGS', '')} -include {shlex.quote(str(AMX))}".strip()
     if CMAKE[backend]:
         env["CMAKE_ARGS"] = f"{os.environ.get('CMAKE_ARGS', '')} {CMAKE[backend]}".strip()
         env["FORCE_CMAKE"] = "1"
@@ -326,6 +338,14 @@ def build_environment(backend: str) -> dict[str, str]:
         cache = subprocess.run(show, capture_output=True, text=True, check=False).stdout.strip()
         env["PIP_CACHE_DIR"] = f"{cache or VENV / 'cache'}-llama-{backend}"
     return env
+
+
+def has_amx() -> bool:
+    """Whether Linux says that this processor has Intel's matrix instructions."""
+    try:
+        return " amx_tile" in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
 
 
 def install_llama(choice: Choice, version: str, before: dict[str, object], talk: Talk) -> str:
@@ -362,10 +382,28 @@ def install_llama(choice: Choice, version: str, before: dict[str, object], talk:
 
 def check_load() -> None:
     """Load the library once, in a child process."""
-    done = subprocess.run([str(PYTHON), "-c", LOAD], capture_output=True, text=True, errors="replace", cwd=VENV, check=False)
+    _child(LOAD, "does not load")
+
+
+def check_evaluation(choice: Choice, version: str, how: str, talk: Talk) -> None:
+    """Have the demo answer in a child process; a build of another day or compiler that dies there is built anew."""
+    try:
+        _child(EVALUATE, "does not run on this machine")
+    except SetupError:
+        if choice.backend != "cpu" or how != "built from source":
+            raise
+        need_compiler(talk)
+        talk.say(f"The llama.cpp library that was built earlier does not run here; building llama-cpp-python {version} again")
+        fresh = ["--force-reinstall", "--no-deps", "--no-cache-dir", "--no-binary=llama-cpp-python"]
+        pip("install", *fresh, f"llama-cpp-python=={version}", env=build_environment("cpu"))
+        _child(EVALUATE, "does not run on this machine")
+
+
+def _child(code: str, what: str) -> None:
+    done = subprocess.run([str(PYTHON), "-c", code], capture_output=True, text=True, errors="replace", cwd=VENV, check=False)
     if done.returncode:
         last = "\n".join((done.stderr or done.stdout).strip().splitlines()[-6:])
-        raise SetupError(f"The llama.cpp library was installed but does not load (exit {done.returncode}):\n{last}")
+        raise SetupError(f"The llama.cpp library was installed but {what} (exit {done.returncode}):\n{last}")
 
 
 def install(options: argparse.Namespace, extras: list[str], before: dict[str, object], talk: Talk) -> dict[str, object]:
@@ -387,6 +425,7 @@ def install(options: argparse.Namespace, extras: list[str], before: dict[str, ob
     talk.say("Installing localgemma" + (f" with {', '.join(extras)}" if extras else ""))
     pip("install", "-e", f"{ROOT}[{','.join(extras)}]" if extras else str(ROOT))
     check_load()
+    check_evaluation(choice, version, how, talk)
     return {
         "hash": inputs_hash(),
         "backend": choice.backend,
@@ -405,7 +444,7 @@ def install(options: argparse.Namespace, extras: list[str], before: dict[str, ob
 def inputs_hash() -> str:
     """A hash of what decides the environment."""
     digest = hashlib.sha256()
-    for name in ("pyproject.toml", "scripts/bootstrap.py"):
+    for name in ("pyproject.toml", "scripts/bootstrap.py", "scripts/gcc_amx.h"):
         digest.update((ROOT / name).read_bytes() + b"\0")
     return digest.hexdigest()
 

@@ -23,7 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Where tests run side by side, each worker keeps to a core: llama.cpp's threads wait for each other where cores are shared."""
+    """Where tests run side by side, each worker keeps to a core: llama.cpp's threads wait for each other on shared ones."""
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
     if worker and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))

@@ -6,7 +6,9 @@ import importlib.util
 import io
 import json
 import os
+import platform
 import re
+import shutil
 import subprocess
 import sys
 import urllib.error
@@ -29,7 +31,8 @@ def boot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)
     (tmp_path / "scripts").mkdir()
-    (tmp_path / "scripts" / "bootstrap.py").write_bytes(SCRIPT.read_bytes())
+    for name in ("bootstrap.py", "gcc_amx.h"):
+        (tmp_path / "scripts" / name).write_bytes((SCRIPT.parent / name).read_bytes())
     (tmp_path / "pyproject.toml").write_bytes((ROOT / "pyproject.toml").read_bytes())
     venv = tmp_path / ".venv"
     for name, value in {
@@ -39,7 +42,7 @@ def boot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         "PYTHON": venv / "bin" / "python",
     }.items():
         monkeypatch.setattr(module, name, value)
-    for name, value in {"nvidia_cuda": lambda: None, "hip": lambda: None}.items():
+    for name, value in {"nvidia_cuda": lambda: None, "hip": lambda: None, "has_amx": lambda: False}.items():
         monkeypatch.setattr(module, name, value)
     monkeypatch.setattr(module.ctypes.util, "find_library", lambda name: None)
     monkeypatch.setattr(module.platform, "machine", lambda: "x86_64")
@@ -173,6 +176,56 @@ def test_a_gpu_build_has_its_own_flags_and_cache(boot: ModuleType, monkeypatch: 
     assert int(boot.build_environment("cpu")["CMAKE_BUILD_PARALLEL_LEVEL"]) >= 1
 
 
+def test_on_a_processor_with_amx_an_old_gcc_is_corrected(boot: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "CXXFLAGS" not in boot.build_environment("cpu")
+    monkeypatch.setattr(boot, "has_amx", lambda: True)
+    monkeypatch.setenv("CXXFLAGS", "-g0")
+    assert boot.build_environment("cpu")["CXXFLAGS"] == f"-g0 -include {boot.AMX}" and boot.AMX.is_file()
+
+
+@pytest.mark.skipif(not shutil.which("g++") or platform.machine() != "x86_64", reason="needs g++ for x86-64")
+def test_every_byte_of_a_tile_configuration_is_stored(tmp_path: Path) -> None:
+    source = tmp_path / "tile.cpp"
+    source.write_text(
+        """#include <immintrin.h>
+        void init() { alignas(64) unsigned char config[64] = {}; config[0] = 1; config[52] = 87; _tile_loadconfig(config); }"""
+    )
+    header = str(SCRIPT.parent / "gcc_amx.h")
+    command = ["g++", "-O3", "-mavx512f", "-mamx-tile", "-include", header, "-S", str(source), "-o", "-"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "unrecognized" in done.stderr:
+        pytest.skip("this g++ does not know AMX")
+    assert done.returncode == 0 and "$87" in done.stdout, done.stderr or done.stdout
+
+
+@pytest.mark.parametrize(
+    ("backend", "how"), [("cpu", "built from source"), ("cpu", "ready wheel"), ("cuda", "built from source")]
+)
+def test_a_build_that_dies_here_is_built_anew(
+    boot: ModuleType, monkeypatch: pytest.MonkeyPatch, backend: str, how: str
+) -> None:
+    """pip keeps what it built: with another compiler, or before this processor's fault was known."""
+    calls: list[tuple[str, ...]] = []
+    monkeypatch.setattr(boot, "need_compiler", lambda talk: None)
+    monkeypatch.setattr(boot, "pip", lambda *arguments, env=None: calls.append(arguments))
+
+    def child(code: str, what: str) -> None:
+        assert code == boot.EVALUATE
+        if not calls:
+            raise boot.SetupError("The llama.cpp library was installed but does not run on this machine (exit -4).")
+
+    monkeypatch.setattr(boot, "_child", child)
+    check = lambda: boot.check_evaluation(boot.Choice(backend, ""), "1.2.3", how, boot.Talk(True))  # noqa: E731
+    if (backend, how) == ("cpu", "built from source"):
+        check()
+        assert len(calls) == 1 and {"--no-cache-dir", "--force-reinstall", "llama-cpp-python==1.2.3"} <= set(calls[0])
+        check()
+        assert len(calls) == 1, "what runs is left alone"
+    else:
+        with pytest.raises(boot.SetupError, match="exit -4"):
+            check()
+
+
 @pytest.mark.parametrize("wheel", [("cu124", "https://example.org/a.whl"), None])
 def test_a_gpu_build_replaces_what_is_there_and_brings_its_dependencies(
     boot: ModuleType, monkeypatch: pytest.MonkeyPatch, wheel: tuple[str, str] | None
@@ -262,8 +315,8 @@ def test_a_gpu_that_cannot_be_used_falls_back_unless_forced(boot: ModuleType, mo
             raise boot.SetupError("nvcc is missing")
         return "built from source"
 
-    for name, value in {"make_venv": lambda talk: None, "check_load": lambda: None, "pip": lambda *a, **k: None}.items():
-        monkeypatch.setattr(boot, name, value)
+    for name in ("make_venv", "check_load", "check_evaluation", "pip"):
+        monkeypatch.setattr(boot, name, lambda *a, **k: None)
     monkeypatch.setattr(boot, "install_llama", install_llama)
     monkeypatch.setattr(boot, "nvidia_cuda", lambda: (12, 4))
     assert boot.main(["--quiet"]) == 0
