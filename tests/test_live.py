@@ -19,6 +19,7 @@ from localgemma.engine import CancelToken, Control, Finished, Media, Piece, Prom
 from localgemma.errors import BackendError, BadModelFile, ContextOverflow, PictureTooLarge
 from localgemma.gemma4 import tokens
 from localgemma.llamacpp import library
+from localgemma.llamacpp import model as model_module
 from localgemma.llamacpp.engine import LlamaEngine, open_engine
 from localgemma.messages import Pixels
 from localgemma.options import LoadOptions, Sampling
@@ -131,6 +132,23 @@ def test_text_never_becomes_a_control_token(demo: LlamaEngine) -> None:
         ids = demo.tokenize(Prompt((Text(text),)))
         assert not controls & set(ids)
         assert b"".join(demo._model.vocab.piece(i) for i in ids).decode() == text
+
+
+def test_texts_of_late_are_not_tokenised_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_module, "REMEMBERED", 40)
+    model = model_module.Model(DEMO / "text.gguf", LoadOptions(gpu_layers=0))
+    vocabulary, asked = model.vocab, list[str]()
+    plain = vocabulary._ids_of
+    monkeypatch.setattr(vocabulary, "_ids_of", lambda text: asked.append(text) or plain(text))
+    texts = ["The capital of France", "is <|turn> Paris", "x" * 50, "The capital of France", "is <|turn> Paris"]
+    for text in texts:
+        first = vocabulary.text(text)
+        assert first == plain(text)
+        first.append(0)  # what was given out is the caller's
+    assert asked == texts[:3], "too long a text is not kept, and pushes nothing out"
+    assert vocabulary.text("another text of some length") and vocabulary.text(texts[0]) == plain(texts[0])
+    assert asked[3:] == ["another text of some length", texts[0]], "the oldest made room"
+    model.close()
 
 
 def test_cancel_in_prefill_and_in_decode(demo: LlamaEngine) -> None:

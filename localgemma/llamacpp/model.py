@@ -7,6 +7,8 @@ import functools
 import os
 import re
 import time
+from array import array
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ _CONTROL = 1 << 3
 _BYTE = 1 << 5
 OUT_OF_MEMORY = re.compile(r"allocat|out of memory|bad_alloc|mmap failed|cudaMalloc", re.IGNORECASE)
 LONGEST_TEXT = 1 << 26  # bytes a text may have: far beyond 262,144 tokens
+REMEMBERED = 1 << 21  # characters whose tokens are remembered: two full contexts of prose
 
 
 class Model:
@@ -122,6 +125,8 @@ class Vocabulary:
         begins = int(bindings.llama_vocab_bos(pointer)) if bindings.llama_vocab_get_add_bos(pointer) else -1
         self.bos = begins if begins >= 0 else None
         self.ends = frozenset(t for t in range(self.size) if bindings.llama_vocab_is_eog(pointer, t))
+        self._known: OrderedDict[str, array[int]] = OrderedDict()
+        self._kept = 0  # characters in it
 
     def control(self, name: str) -> int:
         """The id of a control token; BadConversation where this vocabulary lacks it."""
@@ -133,8 +138,21 @@ class Vocabulary:
     def text(self, text: str) -> list[int]:
         """Ids of ordinary text; a spelled marker is cut after its first character, so that it stays text.
 
-        llama.cpp matches USER_DEFINED tokens in any text, even with parse_special off.
+        llama.cpp matches USER_DEFINED tokens in any text, even with parse_special off. Texts of late are remembered: a
+        conversation sends its whole history each turn, and 8k tokens take 12 ms.
         """
+        if (known := self._known.get(text)) is not None:
+            self._known.move_to_end(text)
+            return known.tolist()
+        ids = self._ids_of(text)
+        if len(text) <= REMEMBERED:
+            self._known[text] = array("i", ids)
+            self._kept += len(text)
+            while self._kept > REMEMBERED:
+                self._kept -= len(self._known.popitem(last=False)[0])
+        return ids
+
+    def _ids_of(self, text: str) -> list[int]:
         ids: list[int] = []
         start = 0
         for found in self._marker.finditer(text):
