@@ -9,6 +9,7 @@
 | LOCALGEMMA_API_KEY | what `compare --reference https://…` shows the endpoint |
 | HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_CACHE | as huggingface_hub reads them |
 | OLLAMA_MODELS, LLAMA_CACHE | where Ollama and llama.cpp keep models, as they read them |
+| LLAMA_CPP_LIB_PATH | the folder of another build of llama.cpp, its vision library included |
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def set_default_environment(name: str, value: str) -> None:
 
 
 def variable(name: str) -> str | None:
-    """A variable that a configuration file names (`${TOKEN}` for an MCP server); None where it is not set."""
+    """A variable by name, as a configuration file (`${TOKEN}` for an MCP server) or a library has it; None if not set."""
     return os.environ.get(name)
 
 

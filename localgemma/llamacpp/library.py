@@ -32,7 +32,9 @@ def load() -> Any:
 
 @functools.cache
 def vision() -> Any:
-    """The module `llama_cpp.mtmd_cpp`; LibraryError without it."""
+    """The module `llama_cpp.mtmd_cpp`; LibraryError without it. It lies beside the library that LLAMA_CPP_LIB_PATH names."""
+    if own := settings.variable("LLAMA_CPP_LIB_PATH"):
+        settings.set_default_environment("MTMD_CPP_LIB", own)
     try:
         from llama_cpp import mtmd_cpp
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
