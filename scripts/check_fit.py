@@ -71,8 +71,10 @@ def main() -> None:
     parser.add_argument("--fill", action="store_true", help="fill each context to its last token")
     parser.add_argument("--all", action="store_true", help="every case with every quantisation")
     parser.add_argument("--no-speed", action="store_true")
+    parser.add_argument("--speed-layers", help="layers on the GPU whose speed is measured, as 61,45,0 (the default)")
     parser.add_argument("--no-largest", action="store_true", help="with --fill: leave out the largest context")
     parser.add_argument("--cases", type=int, default=100, help="the first so many cases only")
+    parser.add_argument("--only-layers", type=int, help="only cases with so many layers on the GPU")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -121,19 +123,24 @@ def check(text: Path, projector: Path | None, args: argparse.Namespace) -> Itera
     if machine.gpus:  # each case with two of the three quantisations, so that a run stays within minutes
         order = ORDER.index(text.stem.removeprefix("shape-")) if text.stem.removeprefix("shape-") in ORDER else 0
         cases = tuple(case for index, case in enumerate(CASES) if args.all or (index + order) % 3)
+    if args.only_layers is not None:
+        cases = tuple(case for case in CASES if case.layers == args.only_layers)
     cases = cases[: args.cases]
     every = len(weights.layers) + 1
     with decide.Here(machine) as here:
         for case in cases:
             case = replace(case, layers=min(case.layers, every), ctx=min(case.ctx, weights.shape.trained_context))
             yield memory_row(here, weights, text, projector, case, args.fill)
-        if (args.fill and not args.no_largest) or (machine.gpus and args.quants.endswith(text.stem.removeprefix("shape-"))):
+        last = machine.gpus and args.quants.endswith(text.stem.removeprefix("shape-"))
+        if (args.fill or last) and not args.no_largest:
             yield from largest(here, weights, text, header.file_size)
             yield from crowded(text, projector)
         if not args.no_speed:
             measured = rates.measure(machine, [kind for kind, _ in weights.types if kind] + [weights.output_type], again=True)
             fast = probe.with_rates(machine, measured)
-            for layers in [every, every * 3 // 4] if machine.gpus else [0]:
+            print("  reads", {key: f"{rate / 1e9:.1f} GB/s" for key, rate in measured.items()}, flush=True)
+            asked = [int(count) for count in args.speed_layers.split(",")] if args.speed_layers else []
+            for layers in (asked or [every, every * 3 // 4, 0]) if machine.gpus else [0]:
                 yield speed_row(fast, measured, weights, text, layers)
 
 
@@ -235,7 +242,7 @@ def speed_row(machine: Machine, measured: Any, weights: Weights, text: Path, lay
     """Tokens a second, predicted and measured at about 100 tokens of context."""
     setup = setup_of(weights, Case(4096, "f16", 512, layers), machine, 0)
     predicted = tokens_per_second(setup, machine, prepare.as_rates(measured), depth=100)
-    seen = run_child(text, None, setup, False, 64)
+    seen = run_child(text, None, setup, False, 64 if layers or not machine.gpus else 24)
     return {"kind": "speed", "model": text.name, "layers": layers, "predicted": predicted, "measured": seen["speed"]}
 
 

@@ -22,6 +22,7 @@ from localgemma.fit.explain import Decision
 from localgemma.fit.hardware import Gpu, Machine
 from localgemma.fit.memory import weights_of
 from localgemma.fit.planner import Wishes
+from localgemma.fit.speed import BESIDE
 from localgemma.gemma4.shape import metadata_of
 from localgemma.llamacpp.dryrun import TensorInfo
 from localgemma.llamacpp.trial import seconds_a_token
@@ -214,6 +215,8 @@ def test_rates_are_measured_once_and_not_on_a_busy_machine(monkeypatch: pytest.M
 
     def seconds(metadata: object, tensors: list[TensorInfo], vocabulary: int, options: LoadOptions) -> float:
         asked.append((options.devices, len(tensors)))
+        if options.devices and options.gpu_layers == 0:  # the CPU beside a GPU
+            return sum(t.nbytes for t in tensors) / 3e10
         if options.devices == ("CUDA0",):
             return sum(t.nbytes for t in tensors) / 1e12 + 0.001  # the millisecond a token is no part of the rate
         return sum(t.nbytes for t in tensors) / 4e10
@@ -223,10 +226,11 @@ def test_rates_are_measured_once_and_not_on_a_busy_machine(monkeypatch: pytest.M
     assert rates.measure(HEALTHY.machine) == {} and not asked
     monkeypatch.setattr(rates, "busy", lambda: False)
     found = rates.measure(HEALTHY.machine, (12,))
-    assert found == pytest.approx({"CPU:12": 4e10, "CUDA0:12": 1e12})
+    assert found == pytest.approx({"CPU:12": 4e10, f"{BESIDE}:12": 3e10, "CUDA0:12": 1e12})
     count = len(asked)
     assert rates.measure(HEALTHY.machine, (12,)) == found and len(asked) == count
-    assert prepare.rates_of(HEALTHY.machine) == {("CPU", 12): found["CPU:12"], ("CUDA0", 12): found["CUDA0:12"]}
+    kept = prepare.rates_of(HEALTHY.machine)
+    assert kept == {(name, 12): found[f"{name}:12"] for name in ("CPU", BESIDE, "CUDA0")}
     assert probe.with_rates(HEALTHY.machine, found).gpus[0].bandwidth == pytest.approx(1e12)
     rates.measure(HEALTHY.machine, (12,), again=True)
     assert len(asked) == 2 * count

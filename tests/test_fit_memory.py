@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
@@ -175,3 +176,43 @@ def test_every_layer_is_somewhere_once() -> None:
         assert sum(item.size for item in held) == whole + output
         kv = sum(item.size for gpu in (*taken.gpus, taken.host) for item in gpu if item.what == "KV cache")
         assert kv == kv_of(8192, "f16", 512)
+
+
+class Amx(Table):
+    """A processor that copies Q8_0 into a layout an eighth larger, and Q6_K into one of its size."""
+
+    def repacked(self, kind: int) -> float:
+        return {8: 38 / 34, 14: 1.0}.get(kind, 0.0)
+
+
+def test_copies_in_another_layout_are_counted_where_no_gpu_is_used() -> None:
+    weights = weights_estimate(32_635_677_632, "Q8_0")  # everything Q8_0, the tied output too
+    weights = replace(weights, output_type=8)
+    layers = sum(weights.layers)
+
+    def host(compute: Table, placement: tuple[int, ...], mmap: bool = True) -> tuple[int, int]:
+        options = LoadOptions(ctx=8192, image_tokens=0, mmap=mmap)
+        taken = need(Setup(weights, options, 8192, placement), compute)
+        return next(item.size for item in taken.host if item.what == "weights"), taken.droppable
+
+    assert host(Table(), ()) == (layers + weights.embedding, 0)
+    larger = pytest.approx((layers + weights.output) * 38 / 34 + weights.embedding, abs=2)
+    assert host(Amx(), ()) == (larger, layers)  # beside it, the mapped file's layers until the memory is needed
+    assert host(Amx(), (), mmap=False) == (larger, 0)
+    assert host(Amx(("CUDA",)), (1,)) == (layers + weights.embedding, 0)
+
+
+@pytest.mark.live
+def test_llama_cpp_says_what_it_copies() -> None:
+    """What the dry runs of one type say, against the buffers of a real load."""
+    weights = weights_of(read_header(DEMO))
+    options = LoadOptions(ctx=512, image_tokens=0, gpu_layers=0)
+    with log.collected() as lines:
+        Model(DEMO, options).close()
+    found = [re.search(r"(\S+) model buffer size = +([\d.]+) MiB", line) for line in lines]
+    copied = sum(float(each[2]) * MIB for each in found if each and not each[1].startswith("CPU_Mapped"))
+    with Here(CPU) as here:
+        ratios = {kind: here.compute.repacked(kind) for kind in (*dict(weights.types), weights.output_type)}
+    layers = sum(size * ratios[kind] for kind, size in weights.types)
+    assert layers + weights.output * ratios[weights.output_type] == pytest.approx(copied, abs=0.05 * MIB)
+    assert ratios[0] == 0

@@ -22,6 +22,7 @@ SMALL_BYTES = 151_520  # the same while the output rows lie beside it, which dec
 HIDDEN = 5376  # the width it was measured at; other widths are scaled
 DRIVER = {"CUDA": 600 * MIB, "ROCm": 700 * MIB, "Metal": 128 * MIB, "Vulkan": 200 * MIB}  # context and kernels, at most
 DRIVER_UNKNOWN = 700 * MIB
+REPACKED = (2, 12, 20)  # Q4_0, Q4_K, IQ4_NL: copied into another layout on CPUs with AVX2 and on ARM (repack.cpp)
 PROGRAM = 110 * MIB  # this program with llama.cpp and numpy loaded, before a model; measured
 # Working memory of the projector by the largest picture, in tokens (27 layers share one buffer).
 PROJECTOR = {0: 0, 70: 60 * MIB, 140: 110 * MIB, 280: 200 * MIB, 560: 400 * MIB, 1120: 800 * MIB}
@@ -55,6 +56,10 @@ class Compute(Protocol):
 
     def driver(self, index: int) -> int:
         """What the driver takes on a GPU for itself."""
+        ...
+
+    def repacked(self, kind: int) -> float:
+        """Bytes of the copy that a load without a GPU makes of a byte of weights of this ggml type; 0 where it makes none."""
         ...
 
 
@@ -98,16 +103,24 @@ class Table:
             return self.drivers[index]
         return DRIVER.get(self.backends[index], DRIVER_UNKNOWN) if index < len(self.backends) else DRIVER_UNKNOWN
 
+    def repacked(self, kind: int) -> float:
+        """See Compute."""
+        return float(kind in REPACKED)
+
 
 class Dry(Table):
     """Llama.cpp's own answers, kept; for a setup that was not asked about, those of one that differs only in its cut.
 
-    Where there is none either, the table.
+    Where there is none either, the table. `copies` says what becomes of weights of a type without a GPU, None if unknown.
     """
 
-    def __init__(self, ask: Callable[[Setup], Buffers], backends: tuple[str, ...]) -> None:
+    def __init__(
+        self, ask: Callable[[Setup], Buffers], backends: tuple[str, ...], copies: Callable[[int], float | None]
+    ) -> None:
         super().__init__(backends)
         self._ask = ask
+        self._copies = copies
+        self._ratios: dict[int, float] = {}
         self._known: dict[Setup, Buffers] = {}
         self._alike: dict[tuple[object, ...], Buffers] = {}
 
@@ -118,6 +131,13 @@ class Dry(Table):
         if alike := self._alike.get(_but_for_the_cut(setup)):
             return Buffers(tuple(max(alike.gpus) if count else 0 for count in setup.placement), alike.host, "dry run")
         return super().__call__(setup)
+
+    def repacked(self, kind: int) -> float:
+        """See Compute."""
+        if kind not in self._ratios:
+            told = self._copies(kind)
+            self._ratios[kind] = super().repacked(kind) if told is None else told
+        return self._ratios[kind]
 
     def knows(self, setup: Setup) -> bool:
         """Whether llama.cpp was asked about this setup."""

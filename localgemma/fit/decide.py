@@ -18,8 +18,9 @@ from localgemma.fit.memory import Setup, Weights, weights_estimate, weights_of
 from localgemma.fit.planner import Candidate, Planner, Way, Wishes
 from localgemma.fit.quality import Standing, standings
 from localgemma.fit.speed import Rates
-from localgemma.gemma4.shape import PROJECTOR_31B_BYTES
+from localgemma.gemma4.shape import PROJECTOR_31B_BYTES, metadata_of
 from localgemma.llamacpp.dryrun import DryRun
+from localgemma.options import LoadOptions
 from localgemma.units import format_size
 
 ROUNDS = 8  # of asking llama.cpp about the best plan; each settles one more plan
@@ -89,7 +90,7 @@ class Here:
         self.gains = kept.drafts
         described = "Metal" if machine.unified else "CUDA"
         backends = tuple(described if machine.simulated else gpu.backend for gpu in machine.gpus)
-        self.compute: Table = Table(backends) if machine.simulated else Dry(self._ask, backends)
+        self.compute: Table = Table(backends) if machine.simulated else Dry(self._ask, backends, _copies)
         for index, gpu in enumerate(machine.gpus):
             if gpu.name in kept.driver:
                 self.compute.drivers[index] = kept.driver[gpu.name]
@@ -129,6 +130,25 @@ class Here:
     def __exit__(self, *_: object) -> None:
         for run in self._runs.values():
             run.close()
+
+
+def _copies(kind: int) -> float | None:
+    """How many bytes llama.cpp's CPU backend copies a byte of this type into; None where it cannot be asked.
+
+    It depends on the processor: AVX2 and NEON copy three types, AMX nearly all, and makes Q8_0 an eighth larger.
+    """
+    shape = stub.layers_only(2)  # llama.cpp aborts where no layer has a window
+    tensors = stub.tensors_of(shape, kind, kind)
+    options = LoadOptions(gpu_layers=0, devices=(), image_tokens=0)
+    if probe.memory()[0] < probe.LEAST_RAM:
+        return None
+    try:
+        with DryRun(metadata_of(shape), tensors, shape.vocabulary) as run:
+            found = run.measure(options, 256).weights
+    except LocalgemmaError:
+        return None
+    copied = sum(size for name, size in found.items() if name != "CPU")
+    return copied / sum(tensor.nbytes for tensor in tensors if len(tensor.shape) > 1) if found else None
 
 
 def _refuse(planner: Planner, here: Here, candidates: Sequence[Candidate]) -> NoReturn:

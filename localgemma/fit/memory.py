@@ -37,9 +37,8 @@ class Item:
 class Weights:
     """Bytes of a text model's tensors: the embedding, each layer, and the output, which is the embedding again where tied.
 
-    `largest` is the largest matrix of a layer, `types` the layers' bytes by ggml type id. `repacked` is the share of the
-    layers that a CPU-only load copies into another layout beside the mapped file. `exact` says that they come from the
-    file's tensor table; else the file's size was shared out by the layers' proportions.
+    `largest` is the largest matrix of a layer, `types` the layers' bytes by ggml type id. `exact` says that they come from
+    the file's tensor table; else the file's size was shared out by the layers' proportions.
     """
 
     shape: Shape
@@ -50,7 +49,6 @@ class Weights:
     exact: bool
     types: tuple[tuple[int, int], ...] = ()
     output_type: int = 14
-    repacked: float = 0.0
     header: Header | None = None
 
     @property
@@ -78,11 +76,8 @@ def weights_of(header: Header) -> Weights:
     size = embedding.nbytes if embedding else 0
     return Weights(
         shape, size, output.nbytes if output else 0, tuple(layers), largest, True, tuple(sorted(types.items())),
-        output.type_id if output else 0, sum(types.get(kind, 0) for kind in REPACKED) / max(1, sum(types.values())), header,
+        output.type_id if output else 0, header,
     )  # fmt: skip
-
-
-REPACKED = (2, 12, 20)  # Q4_0, Q4_K, IQ4_NL: what llama.cpp repacks on CPUs with AVX2 and on ARM (repack.cpp)
 
 
 # Bits a weight of the embedding table by the quantisation's first letters (llama-quant.cpp, and the published files'
@@ -104,8 +99,7 @@ def weights_estimate(file_bytes: int, quant: str, shape: Shape = GEMMA_31B) -> W
     rest = max(0, file_bytes - FILE_OVERHEAD - embedding)
     layers = tuple(rest * count // sum(values) for count in values)
     largest = shape.hidden * shape.feed_forward * max(layers) // max(values)
-    repacked = float(kind in REPACKED)
-    return Weights(shape, embedding, embedding, layers, largest, False, ((kind, sum(layers)),), 14, repacked)
+    return Weights(shape, embedding, embedding, layers, largest, False, ((kind, sum(layers)),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,9 +193,11 @@ def _host(setup: Setup, compute: Compute, buffers: Buffers, vision: tuple[Item, 
     layers, kv = layer_sums(weights, options.kv, setup.tokens, options.physical_batch, options.sequences)
     first = max(0, min(count, count + 1 - setup.on_gpu))
     here = setup.on_gpu == 0  # the output is the embedding again, and needs room of its own only where it is not mapped
-    output = weights.output if here and (weights.output != weights.embedding or not options.mmap) else 0
+    copies, copied, output = _copies(weights, compute) if here else (0, 0, 0)
+    if here and not output and (weights.output != weights.embedding or not options.mmap):
+        output = weights.output
     items = (
-        Item("weights", weights.embedding + output + layers[first], source),
+        Item("weights", weights.embedding + output + layers[first] - copied + copies, source),
         Item("KV cache", kv[first], "shape"),
         Item("compute buffer", buffers.host, buffers.source),
         *vision,
@@ -212,8 +208,19 @@ def _host(setup: Setup, compute: Compute, buffers: Buffers, vision: tuple[Item, 
         Item("program", compute.program, compute.program_source),
         Item("margin", HOST_MARGIN, "margin"),
     )
-    droppable = int(weights.repacked * layers[first]) if here and options.mmap else 0
-    return tuple(item for item in items if item.size), droppable
+    return tuple(item for item in items if item.size), copied if options.mmap else 0
+
+
+def _copies(weights: Weights, compute: Compute) -> tuple[int, int, int]:
+    """What a load without a GPU holds in other layouts: bytes of the layers' copies, what they copy, the output's copy.
+
+    A tied output has a copy of its own beside the embedding, which is only looked up.
+    """
+    copies, copied = 0.0, 0
+    for kind, size in weights.types:
+        if ratio := compute.repacked(kind):
+            copies, copied = copies + size * ratio, copied + size
+    return int(copies), copied, int(weights.output * compute.repacked(weights.output_type))
 
 
 def _draft(setup: Setup, here: bool) -> tuple[Item, ...]:

@@ -19,7 +19,7 @@ from localgemma.fit.hardware import Machine
 from localgemma.fit.memory import Need, Setup, Weights, need, split_shares
 from localgemma.fit.place import fastest
 from localgemma.fit.quality import Standing, kv_loss
-from localgemma.fit.speed import Rates, seconds_a_byte, tokens_per_second
+from localgemma.fit.speed import BESIDE, Rates, seconds_a_byte, tokens_per_second
 from localgemma.options import KvType, LoadOptions
 
 WANTED_CONTEXT = 32_768  # tokens: a long talk with thoughts and some pictures or a paper
@@ -132,7 +132,8 @@ class Planner:
 
     def _least(self, weights: Weights) -> float:
         """The least that speed can add to the cost of these weights: as if they filled the fastest memory to the brim."""
-        cpu, *gpus = self._paces(weights)
+        beside, *gpus = self._paces(weights)
+        cpu = min(beside, seconds_a_byte(weights, "CPU", self.machine.ram_bandwidth, self.rates))
         left, time = weights.total, 0.0
         for pace, gpu in sorted(zip(gpus, self.machine.gpus, strict=True), key=lambda pair: pair[0]):
             taken = min(left, gpu.free)
@@ -195,8 +196,8 @@ class Planner:
         return placed if self.fits(placed) else None
 
     def _paces(self, weights: Weights) -> list[float]:
-        """Seconds that a byte of this model's weights takes on the CPU and on each GPU."""
-        devices = [("CPU", self.machine.ram_bandwidth), *((gpu.name, gpu.bandwidth) for gpu in self.machine.gpus)]
+        """Seconds that a byte of this model's weights takes on the CPU beside GPUs and on each GPU."""
+        devices = [(BESIDE, self.machine.ram_bandwidth), *((gpu.name, gpu.bandwidth) for gpu in self.machine.gpus)]
         return [seconds_a_byte(weights, name, bandwidth, self.rates) for name, bandwidth in devices]
 
     def with_drafter(self, way: Way) -> Way:

@@ -11,6 +11,7 @@ from localgemma.errors import LocalgemmaError
 from localgemma.files.header import TYPE_SIZES
 from localgemma.fit import stub
 from localgemma.fit.hardware import Machine
+from localgemma.fit.speed import BESIDE
 from localgemma.gemma4.shape import metadata_of
 from localgemma.llamacpp.trial import seconds_a_token
 from localgemma.options import LoadOptions
@@ -37,23 +38,25 @@ def measure(machine: Machine, kinds: Iterable[int] = USUAL, *, again: bool = Fal
     crowded = busy()
     if crowded and not again:
         return found
-    for device in ("CPU", *(gpu.name for gpu in machine.gpus)):
+    beside = (BESIDE,) if machine.gpus else ()
+    for device in ("CPU", *beside, *(gpu.name for gpu in machine.gpus)):
         for kind in dict.fromkeys(kinds):
             key = f"{device}:{kind}"
             if (key in found and not again) or kind not in TYPE_SIZES:
                 continue
             with contextlib.suppress(LocalgemmaError):  # stays unknown
-                found[key] = _rate(device, kind, machine.threads)
+                found[key] = _rate(device, kind, machine)
     keep = {key: max(rate, found[key]) for key, rate in kept.rates.items()} if crowded else found
     if keep != dict(kept.rates):
         measured.save(machine.key, replace(kept, rates=keep))
     return found
 
 
-def _rate(device: str, kind: int, threads: int) -> float:
-    on_cpu = device == "CPU"
+def _rate(device: str, kind: int, machine: Machine) -> float:
+    on_cpu = device in ("CPU", BESIDE)
+    seen = () if device == "CPU" else (machine.gpus[0].name if on_cpu else device,)
     options = LoadOptions(
-        gpu_layers=0 if on_cpu else -1, devices=() if on_cpu else (device,), threads=threads, image_tokens=0, ctx=256
+        gpu_layers=0 if on_cpu else -1, devices=seen, threads=machine.threads, image_tokens=0, ctx=256, mmap=on_cpu
     )
     sizes, seconds = [], []
     for count in LAYERS_CPU if on_cpu else LAYERS_GPU:

@@ -12,6 +12,9 @@ DEPTH = 1024  # tokens of context at which a speed is told
 # 67 %, M5 Max 77 %, Strix Halo 83 % (Q4); used only where this machine was not measured.
 REACH = 0.7
 CPU_LAYER = 50e-6  # seconds a layer takes on a CPU beyond its reading, as threads wait for each other; small models feel it
+# A load that uses a GPU leaves the CPU's layers as the file has them, in mapped pages; one without copies them into layouts
+# that the processor reads faster or slower (AMX, repack.cpp). So the CPU has two speeds.
+BESIDE = "CPU beside a GPU"
 Rates = Mapping[tuple[str, int], float]  # (device, ggml type id): bytes of weights a second, measured by decoding
 
 
@@ -29,7 +32,8 @@ def tokens_per_second(setup: Setup, machine: Machine, rates: Rates | None = None
         return total + read / (bandwidth * REACH)
 
     first = max(0, min(count, count + 1 - setup.on_gpu))
-    time = seconds("CPU", machine.ram_bandwidth, range(first), setup.on_gpu == 0) + first * CPU_LAYER
+    cpu = BESIDE if setup.on_gpu else "CPU"
+    time = seconds(cpu, machine.ram_bandwidth, range(first), setup.on_gpu == 0) + first * CPU_LAYER
     for gpu, (start, end) in zip(machine.gpus, setup.ranges(), strict=False):
         if end > start:
             time += seconds(gpu.name, gpu.bandwidth, range(start, min(end, count)), end > count)
@@ -48,4 +52,6 @@ def _rate(rates: Rates, device: str, kind: int, bandwidth: float) -> float:
     if (device, kind) in rates:
         return rates[device, kind]
     others = [rate for (name, _), rate in rates.items() if name == device]
+    if not others and device == BESIDE:
+        return _rate(rates, "CPU", kind, bandwidth)
     return min(others) if others else bandwidth * (REACH if device != "CPU" else 0.85)
