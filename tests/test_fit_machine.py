@@ -125,6 +125,19 @@ def test_the_doctor_knows_the_traps(change: dict[str, object], level: str | None
     assert all(finding.fix for finding in bad)
 
 
+@pytest.mark.parametrize(
+    ("code", "says"), [(0, ""), (1, ""), (-4, "an illegal instruction"), (0xC000001D, "an illegal"), (-11, "-11")]
+)
+def test_the_doctor_tries_the_library_in_another_process(monkeypatch: pytest.MonkeyPatch, code: int, says: str) -> None:
+    done = lambda command, **how: subprocess.CompletedProcess(command, code)  # noqa: E731
+    monkeypatch.setattr(doctor.subprocess, "run", done)
+    said = doctor._dies()
+    assert (says in said) if says else said == ""
+    if says:
+        finding = doctor.examine(replace(HEALTHY, library_error=said))[0]
+        assert finding.code == 6 and "scripts/bootstrap" in finding.fix
+
+
 def test_the_doctor_on_this_machine() -> None:
     result = CliRunner().invoke(cli_main.cli, ["doctor", "--no-measure", "--json"])
     assert result.exit_code in (0, 4), result.output

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,6 +72,7 @@ def gather() -> Facts:
     machine, features, error = None, "", ""
     try:
         machine, features = probe.machine(), devices.system_info()
+        error = _dies()
     except LibraryError as problem:
         error = problem.message
     folder = settings.load().data_dir
@@ -85,6 +88,24 @@ def gather() -> Facts:
         offline=settings.load().offline,
         folder=str(folder),
     )
+
+
+def _dies() -> str:
+    """What is wrong where the demo's answer, in a process of its own, ends by a signal; empty where it does not.
+
+    A build for another processor, or one by a compiler with a fault, dies at its first batch and takes the program along.
+    """
+    if getattr(sys, "frozen", False):  # in a packaged program there is no Python to start
+        return ""
+    command = [sys.executable, "-m", "localgemma", "chat", "-m", "demo", "--no-save", "--gpu-layers", "0", "Hello"]
+    try:
+        code = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=60, check=False).returncode
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    if 0 <= code < 128:
+        return ""
+    reason = "an illegal instruction" if code in (-signal.SIGILL, 128 + signal.SIGILL, 0xC000001D) else f"exit code {code}"
+    return f"This build of llama.cpp dies on this processor ({reason})."
 
 
 def _disk(folder: Path) -> int:

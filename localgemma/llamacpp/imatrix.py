@@ -38,8 +38,9 @@ class Observed:
         wanted: Callable[[tensors.Tensor], bool] | None = None,
         watch: Watch | None = None,
         progress: Callable[[float], bool] | None = None,
+        readable: bool = False,
     ) -> None:
-        """Load; raises what Model, Context and Projector raise."""
+        """Load; `readable` as in Model. Raises what Model, Context and Projector raise."""
         if options.gpu_layers is None:
             options = replace(options, gpu_layers=-1 if devices.has_gpu() else 0)
         options = replace(options, threads=options.threads or devices.default_threads())
@@ -52,7 +53,7 @@ class Observed:
         self._callback = callback
         self._opened: list[Any] = []
         try:
-            self.model = self._keep(Model(text, self.options, progress))
+            self.model = self._keep(Model(text, self.options, progress, readable=readable))
             self._projector = self._keep(Projector(projector, self.model, self.options)) if projector else None
             self.context = self._keep(Context(self.model, self.options, options.ctx or 4096, callback))
         except BaseException:

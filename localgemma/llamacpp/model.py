@@ -29,16 +29,19 @@ REMEMBERED = 1 << 21  # characters whose tokens are remembered: two full context
 class Model:
     """The weights; whoever opens it closes it, after its contexts."""
 
-    def __init__(self, path: Path, options: LoadOptions, progress: Callable[[float], bool] | None = None) -> None:
+    def __init__(
+        self, path: Path, options: LoadOptions, progress: Callable[[float], bool] | None = None, *, readable: bool = False
+    ) -> None:
         """Load `path`; `progress` gets 0 … 1 and returns False to cancel.
 
-        Raises Cancelled, BadModelFile for a file that llama.cpp refuses, DoesNotFit where memory does not suffice,
-        UsageError for an unknown device.
+        `readable` weights keep the file's layout, so that they can be read and changed: llama.cpp crashes where one is read
+        that a CPU holds in a layout of its own. Raises Cancelled, BadModelFile for a file that llama.cpp refuses, DoesNotFit
+        where memory does not suffice, UsageError for an unknown device.
         """
         self._c = library.load()
         self.path = path
         started = time.perf_counter()
-        self.pointer = self._load(options, progress)
+        self.pointer = self._load(options, progress, readable)
         self.load_seconds = time.perf_counter() - started
         self.vocab = Vocabulary(self._c, self._c.llama_model_get_vocab(self.pointer))
         self.width = int(self._c.llama_model_n_embd_inp(self.pointer))
@@ -51,7 +54,7 @@ class Model:
         self._c.llama_model_meta_val_str(self.pointer, key.encode(), buffer, len(buffer))
         return buffer.value.decode("utf-8", "replace")
 
-    def _load(self, options: LoadOptions, progress: Callable[[float], bool] | None) -> Any:
+    def _load(self, options: LoadOptions, progress: Callable[[float], bool] | None, readable: bool) -> Any:
         c, cancelled = self._c, False
 
         def on_progress(done: float, _: object) -> bool:
@@ -66,6 +69,7 @@ class Model:
         params = c.llama_model_default_params()
         params.load_mode = (c.LLAMA_LOAD_MODE_MMAP if options.mmap else 0) + (2 if options.mlock else 0)
         params.check_tensors = options.check_tensors
+        params.use_extra_bufts = not readable
         callback = c.llama_progress_callback(on_progress)
         params.progress_callback = callback
         keep = split_arguments(c, params, options)

@@ -40,7 +40,7 @@ class Probe:
         self._places: dict[str, set[int]] = {}
         self._operations = {tensors.operation(name) for name in ("MUL_MAT", "GET_ROWS")}
         self._looking = True
-        self.observed = Observed(text, None, options, wanted=self._note, progress=progress)
+        self.observed = Observed(text, None, options, wanted=self._note, progress=progress, readable=True)
         # So few tokens that ggml computes where the weights are: for more it would copy them to a GPU first (op_offload).
         try:
             self.observed.evaluate([[self.observed.model.vocab.control("<bos>")] * 8], CancelToken())
