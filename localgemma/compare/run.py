@@ -14,7 +14,7 @@ from localgemma.compare.extras import Asking, Extras, speed_of
 from localgemma.compare.keep import Store, key_of
 from localgemma.compare.lgref import Origin, Reference
 from localgemma.compare.records import Comparison, Conditions, Divergence, Result, Subject
-from localgemma.compare.samples import Sample, prepared
+from localgemma.compare.samples import Sample, prepared, spread
 from localgemma.compare.tasks import against
 from localgemma.compare.walks import Walking, identity
 from localgemma.engine import CancelToken, Engine
@@ -22,7 +22,7 @@ from localgemma.errors import UsageError
 from localgemma.messages import Progress
 from localgemma.options import LoadOptions
 
-NOISE_SEGMENTS = 1  # walked again at another ubatch for the noise floor
+NOISE_POSITIONS = 2048  # walked again at another ubatch for the noise floor
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,13 +244,14 @@ class _Run:
         """The reference's own file at another ubatch: what the arithmetic alone makes of it."""
         if self._file is not None:
             return results.divergence_from(self._file.origin.extra.get("noise"))
-        walking, numbers = self._walking, range(min(NOISE_SEGMENTS, len(self._walking.segments)))
-        walks.record(walking, self._base, lambda: self._alone(self._base), numbers)
+        every = self._walking
+        walking = replace(every, samples=spread(every.samples, NOISE_POSITIONS), told=lambda _: None)
+        walks.record(walking, self._base, lambda: self._alone(self._base))
         again = walks.other_ubatch(self._job.load)
         key = walking.key(identity(self._base), "noise", str(again.ubatch))
         with self._extra(self._base, again) as engine:
-            walks.sampled(walking, walks.from_store(walking, self._base), key, engine, numbers)
-        tokens, items = walks.gathered(walking, key, numbers)
+            walks.sampled(walking, walks.from_store(walking, self._base), key, engine)
+        tokens, items = walks.gathered(walking, key)
         return metrics.divergence(tokens, items)
 
     def _alone(self, subject: Subject) -> Engine:

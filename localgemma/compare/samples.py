@@ -117,6 +117,19 @@ def segments(samples: Sequence[Sample]) -> list[range]:
     return [*found, range(start, len(samples))] if samples else []
 
 
+def spread(samples: Sequence[Sample], positions: int) -> Sequence[Sample]:
+    """Samples evenly spaced among all, together of at most so many positions; at least one."""
+    every = sum(len(sample.passage) for sample in samples)
+    step = max(1, -(-every // positions))
+    found, size = list[Sample](), 0
+    for sample in samples[::step]:
+        size += len(sample.passage)
+        if found and size > positions:
+            break
+        found.append(sample)
+    return found
+
+
 def digest(samples: Sequence[Sample]) -> str:
     """A hash of all tokens and pictures, and of what is predicted: sha256, hexadecimal."""
     total = hashlib.sha256()

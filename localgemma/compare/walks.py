@@ -101,10 +101,10 @@ def exactly(walking: Walking, base: Subject, engines: Mapping[str, Engine], subj
             walking.tell(number, len(subjects) - len(lacking), fresh=False)
 
 
-def record(walking: Walking, base: Subject, engine: Callable[[], Engine], numbers: Sequence[int] | None = None) -> None:
-    """Walk the reference alone and keep its predictions, in all segments or some; `engine` is only called where needed."""
+def record(walking: Walking, base: Subject, engine: Callable[[], Engine]) -> None:
+    """Walk the reference alone and keep its predictions; `engine` is only called where needed."""
     key = walking.key(identity(base), "reference")
-    for number in range(len(walking.segments)) if numbers is None else numbers:
+    for number in range(len(walking.segments)):
         fresh = walking.store.get(key, f"{number:05d}.rec") is None
         if fresh:
             walking.store.put(key, f"{number:05d}.rec", reference.packed(_compact(walking, engine(), number)))
@@ -149,11 +149,9 @@ def from_file(walking: Walking, opened: lgref.Reference) -> Kept:
     return lambda number: opened.tokens(places[walking.segments[number].start], places[walking.segments[number].stop])
 
 
-def sampled(
-    walking: Walking, kept: Kept, key: str, engine: Callable[[], Engine], numbers: Sequence[int] | None = None
-) -> None:
+def sampled(walking: Walking, kept: Kept, key: str, engine: Callable[[], Engine]) -> None:
     """Walk what is missing of one candidate against a kept reference; `engine` is only called where needed."""
-    for number in range(len(walking.segments)) if numbers is None else numbers:
+    for number in range(len(walking.segments)):
         fresh = walking.store.get_tokens(key, number) is None
         if fresh:
             some = walking.of(number)
@@ -167,10 +165,10 @@ def sampled(
         walking.tell(number, 1, fresh=fresh)
 
 
-def gathered(walking: Walking, key: str, numbers: Sequence[int] | None = None) -> tuple[Tokens, list[int]]:
-    """The tokens of all segments (or some) that are kept, and the number of the sample that each is of."""
+def gathered(walking: Walking, key: str) -> tuple[Tokens, list[int]]:
+    """The tokens of all segments that are kept, and the number of the sample that each is of."""
     parts, items = [], list[list[int]]()
-    for number in range(len(walking.segments)) if numbers is None else numbers:
+    for number in range(len(walking.segments)):
         tokens = walking.store.get_tokens(key, number)
         if tokens is not None:
             parts.append(tokens)
