@@ -198,9 +198,10 @@ class EngineInfo:
     """What the engine is: names, sizes and limits that a conversation or report needs.
 
     `context` is in tokens, `image_tokens` the largest picture (0: no pictures), `prefill_speed` the tokens per second
-    last seen (0: not yet), `text_speed` and `picture_speed` those of words and, by the vision tower, of pictures, `notes`
-    sentences that the user should see once. `sequences` conversations run at once, and checkpoints of the KV cache take at
-    most `checkpoint_bytes` of RAM. `bos` is the token that texts of this model begin with.
+    last seen (0: not yet), `text_speed` and `picture_speed` those of words and, by the vision tower, of pictures, and
+    `decode_speed` that of an answer of some length without drafts. `notes` are sentences that the user should see once.
+    `sequences` conversations run at once, and checkpoints of the KV cache take at most `checkpoint_bytes` of RAM. `bos` is
+    the token that texts of this model begin with.
     """
 
     model: str
@@ -213,6 +214,7 @@ class EngineInfo:
     prefill_speed: float = 0.0
     text_speed: float = 0.0
     picture_speed: float = 0.0
+    decode_speed: float = 0.0
     notes: tuple[str, ...] = ()
     sequences: int = 1
     checkpoint_bytes: int = 0

@@ -37,6 +37,7 @@ class Load:
 class Measured:
     """`rates` are bytes of weights a second by `device:ggml type id`, `driver` bytes by device, `program` bytes of RAM.
 
+    `paces` are how many times faster decoding was than bandwidths foretell, by placement and size (fit.speed.pace_key).
     `drafts` are how many times faster a drafter made decoding, by model, drafter and placement (fit.drafts.key). `reading` are
     the tokens of words a second, and those of pictures, by model.
     """
@@ -44,6 +45,7 @@ class Measured:
     rates: Mapping[str, float] = field(default_factory=dict)
     driver: Mapping[str, int] = field(default_factory=dict)
     program: int = 0
+    paces: Mapping[str, float] = field(default_factory=dict)
     drafts: Mapping[str, float] = field(default_factory=dict)
     loads: tuple[Load, ...] = ()
     reading: Mapping[str, tuple[float, float]] = field(default_factory=dict)
@@ -98,6 +100,7 @@ def load(key: str) -> Measured:
             rates={str(name): float(value) for name, value in raw.get("rates", {}).items() if float(value) > 0},
             driver={str(name): int(value) for name, value in raw.get("driver", {}).items()},
             program=int(raw.get("program", 0)),
+            paces={str(name): float(value) for name, value in raw.get("paces", {}).items() if float(value) > 0},
             drafts={str(name): float(value) for name, value in raw.get("drafts", {}).items()},
             loads=tuple(Load(**item) for item in raw.get("loads", ()))[-KEPT_LOADS:],
             reading={str(name): (float(pair[0]), float(pair[1])) for name, pair in raw.get("reading", {}).items()},

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -251,6 +252,22 @@ def test_rates_are_measured_once_and_not_on_a_busy_machine(monkeypatch: pytest.M
     monkeypatch.setattr(rates, "seconds_a_token", lambda *given: 2 * seconds(*given))
     assert rates.measure(HEALTHY.machine, (8, 12), again=True)["CPU:12"] == pytest.approx(2e10)
     assert measured.load(HEALTHY.machine.key).rates == pytest.approx(found)
+
+
+def test_a_speed_that_was_seen_corrects_the_next_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LOCALGEMMA_HOME", str(tmp_path))
+    candidate = from_header(read_header(DEMO / "text.gguf"))
+
+    def plan(**wishes: Any) -> Decision:
+        return decide((candidate,), Wishes(**wishes), Machine((), 8 * GIB, 8 * GIB, 5e10, 2), {})
+
+    first = plan()
+    calibrate.saw(first, first.way.speed / 2)
+    assert plan().way.speed == pytest.approx(first.way.speed / 2)
+    calibrate.saw(plan(), first.way.speed)  # twice as fast as told now: half the way back
+    assert plan().way.speed == pytest.approx(first.way.speed / 2**0.5)
+    calibrate.saw(plan(), first.way.speed / 1000)
+    assert plan().way.speed == pytest.approx(first.way.speed / 4), "no correction is larger"
 
 
 @pytest.mark.live

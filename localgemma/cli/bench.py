@@ -45,10 +45,6 @@ def command(
         _run(opened.engine, -1, 16, 4)  # the first evaluation pays for set-up
         runs = [_run(opened.engine, index, prompt_tokens, tokens) for index in range(repeat)]
         info = opened.info
-        if opened.plan.decision is not None:
-            from localgemma.fit import calibrate
-
-            calibrate.saw(opened.plan.decision, statistics.median(run.timings.decode_speed for run in runs))
     result = {
         "model": info.model, "quant": info.quant, "backend": info.backend, "context": info.context,
         "load_s": round(loaded, 3),

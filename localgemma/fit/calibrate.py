@@ -16,6 +16,7 @@ from localgemma.fit.explain import Decision
 from localgemma.fit.hardware import Machine
 from localgemma.fit.memory import LATER, Setup, need
 from localgemma.fit.planner import Wishes
+from localgemma.fit.speed import pace_key
 from localgemma.gemma4.tokens import BOS, IMAGE_BEGIN, IMAGE_END
 from localgemma.gemma4.vision import from_rgb, target_size
 from localgemma.llamacpp import devices
@@ -121,12 +122,18 @@ def smaller(options: LoadOptions, wishes: Wishes) -> Iterator[tuple[LoadOptions,
 
 
 def saw(decision: Decision, speed: float) -> None:
-    """Keep the speed that the load of this plan really had, in tokens a second."""
-    kept = measured.load(decision.machine.key)
+    """Keep the speed that the load of this plan really had, in tokens a second, and by how much it corrects the next plan's.
+
+    A later load moves the correction half way: a machine is not always equally busy.
+    """
+    kept, way = measured.load(decision.machine.key), decision.way
+    key, ratio = pace_key(way.setup), speed / way.speed
+    pace = min(4.0, max(0.25, kept.paces[key] * ratio**0.5 if key in kept.paces else ratio))
     loads = [
         replace(load, seen_speed=speed) if load.model == decision.way.candidate.name else load for load in kept.loads[-1:]
     ]
-    measured.save(decision.machine.key, replace(kept, loads=(*kept.loads[:-1], *loads)))
+    paces = {**kept.paces, key: pace}
+    measured.save(decision.machine.key, replace(kept, loads=(*kept.loads[:-1], *loads), paces=paces))
 
 
 def lacking(decision: Decision, options: LoadOptions) -> str:

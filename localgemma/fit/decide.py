@@ -74,7 +74,7 @@ def decide(
         )
     planner = Planner(machine, Table(), wishes, rates, entry)
     with Here(planner.machine) as here:
-        planner.compute, planner.gains = here.compute, here.gains
+        planner.compute, planner.gains, planner.paces = here.compute, here.gains, here.paces
         way = here.settled(planner, candidates)
         if way is None:
             _refuse(planner, here, candidates)
@@ -87,7 +87,7 @@ class Here:
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         kept = measured.Measured() if machine.simulated else measured.load(machine.key)
-        self.gains = kept.drafts
+        self.gains, self.paces = kept.drafts, kept.paces
         described = "Metal" if machine.unified else "CUDA"
         backends = tuple(described if machine.simulated else gpu.backend for gpu in machine.gpus)
         self.compute: Table = Table(backends) if machine.simulated else Dry(self._ask, backends, _copies)
@@ -188,5 +188,5 @@ def _refuse(planner: Planner, here: Here, candidates: Sequence[Candidate]) -> No
 
 def _instead(planner: Planner, here: Here, candidates: Sequence[Candidate], wishes: Wishes) -> Way | None:
     other = Planner(planner.machine, here.compute, replace(wishes, reserve=0, devices=None), planner.rates, planner.entry)
-    other.devices, other.whole = planner.devices, planner.whole
+    other.devices, other.whole, other.paces = planner.devices, planner.whole, planner.paces
     return here.settled(other, candidates)

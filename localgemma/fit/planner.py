@@ -19,7 +19,7 @@ from localgemma.fit.hardware import Machine
 from localgemma.fit.memory import Need, Setup, Weights, need, split_shares
 from localgemma.fit.place import fastest
 from localgemma.fit.quality import Standing, kv_loss
-from localgemma.fit.speed import BESIDE, Rates, seconds_a_byte, tokens_per_second
+from localgemma.fit.speed import BESIDE, Rates, pace_key, seconds_a_byte, tokens_per_second
 from localgemma.options import KvType, LoadOptions
 
 WANTED_CONTEXT = 32_768  # tokens: a long talk with thoughts and some pictures or a paper
@@ -116,6 +116,7 @@ class Planner:
         self.machine, self.compute, self.wishes, self.rates, self.entry = machine, compute, wishes, rates or {}, entry
         self.devices = wishes.devices and tuple(name for name in wishes.devices if name != "CPU")
         self.gains: Mapping[str, float] = {}  # of drafters, as measured on this machine; see drafts.key
+        self.paces: Mapping[str, float] = {}  # of loads seen on this machine; see measured.Measured
 
     def best(self, candidates: Sequence[Candidate]) -> Way | None:
         """The way with the lowest cost, or None where nothing fits."""
@@ -138,7 +139,7 @@ class Planner:
         for pace, gpu in sorted(zip(gpus, self.machine.gpus, strict=True), key=lambda pair: pair[0]):
             taken = min(left, gpu.free)
             left, time = left - taken, time + taken * min(pace, cpu)
-        return speed_cost(1 / max(1e-9, time + left * cpu))
+        return speed_cost(max((1.0, *self.paces.values())) / max(1e-9, time + left * cpu))
 
     def _sketches(self, candidate: Candidate) -> Iterator[tuple[float, Setup]]:
         """(cost without speed, setup without placement) of every way to load the candidate, wishes obeyed."""
@@ -171,7 +172,7 @@ class Planner:
         placed = self.place(setup)
         if placed is None:
             return None
-        speed = tokens_per_second(placed, self.machine, self.rates)
+        speed = tokens_per_second(placed, self.machine, self.rates) * self.paces.get(pace_key(placed), 1.0)
         if self.wishes.min_speed and speed < self.wishes.min_speed:
             return None
         return Way(candidate, placed, need(placed, self.compute), speed, cost + speed_cost(speed))

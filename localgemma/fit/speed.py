@@ -40,6 +40,12 @@ def tokens_per_second(setup: Setup, machine: Machine, rates: Rates | None = None
     return 1 / time if time > 0 else 0.0
 
 
+def pace_key(setup: Setup) -> str:
+    """What loads share one correction: all on the CPU, in part, all on GPUs; and of weights within a factor of two."""
+    where = "CPU" if not setup.on_gpu else "all" if setup.on_gpu > len(setup.weights.layers) else "part"
+    return f"{where}:{setup.weights.total.bit_length()}"
+
+
 def seconds_a_byte(weights: Weights, device: str, bandwidth: float, rates: Rates) -> float:
     """Seconds that a byte of the layers takes on a device, by the types that the layers have."""
     types = weights.types or ((12, 1),)

@@ -11,6 +11,7 @@ from typing import Any
 
 from localgemma.llamacpp import log
 from localgemma.messages import Pixels
+from localgemma.whole import whole_file
 
 CACHE_BYTES = 256 << 20  # embeddings in RAM: 11 pictures of 1,120 tokens for the 31B
 DISK_BYTES = 2 << 30  # and on disk, of all models together: 89 such pictures
@@ -42,20 +43,15 @@ class Embeddings:
         self._keep(picture.sha256, rows)
         if self._folder is None:
             return
-        path = self._folder / f"{picture.sha256}{_ENDING}"
-        partial = path.with_name(f"{path.name}.{os.getpid()}.part")
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             data = memoryview(rows).cast("B")
-            with open(partial, "wb") as file:
+            with whole_file(self._folder / f"{picture.sha256}{_ENDING}") as file:
                 file.write(data)
                 file.write(hashlib.sha256(data).digest())
-            os.replace(partial, path)
             _shrink(self._folder.parent)
         except OSError as error:
             log.LOGGER.warning("A picture's embedding cannot be kept on disk: %s", error)
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
 
     def _keep(self, key: str, rows: Any) -> None:
         self._kept[key] = rows

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 DEFAULT_CONTEXT = 8192
 _TELLING = 128  # tokens from which the time of reading them says how fast long prompts are read
+_WRITTEN, _SHALLOW = 48, 4096  # tokens from which an answer says how fast decoding is, after a prompt of at most so many
 _Result = TypeVar("_Result")
 
 
@@ -248,6 +249,9 @@ class LlamaEngine:
             info = replace(info, text_speed=fresh / words)
         if timings.encode > 0 and 0 < usage.pictures <= fresh:  # else some of them were remembered
             info = replace(info, picture_speed=usage.pictures / timings.encode)
+        written = usage.answer + usage.thinking
+        if written >= _WRITTEN and not timings.drafted and usage.prompt <= _SHALLOW and info.sequences == 1:
+            info = replace(info, decode_speed=timings.decode_speed)
         self._info = info
 
     def close(self) -> None:
