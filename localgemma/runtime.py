@@ -106,14 +106,9 @@ class Model:
 
     def close(self) -> None:
         """Free the model; conversations of it end. How fast it read and wrote is kept for the next forecast."""
-        from localgemma.fit import calibrate
-
         info = self.engine.info
         self.engine.close()
-        reading.keep(self.plan.decision, info)
-        planned = self.plan.decision
-        if planned and info.decode_speed and planned.way.load.gpu_layers == self.plan.options.gpu_layers:
-            calibrate.saw(planned, info.decode_speed)
+        reading.keep(self.plan.decision, info, self.plan.options)
 
     def __enter__(self) -> Model:
         return self

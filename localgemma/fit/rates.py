@@ -48,7 +48,7 @@ def measure(machine: Machine, kinds: Iterable[int] = USUAL, *, again: bool = Fal
                 found[key] = _rate(device, kind, machine)
     keep = {key: max(rate, found[key]) for key, rate in kept.rates.items()} if crowded else found
     if keep != dict(kept.rates):
-        measured.save(machine.key, replace(kept, rates=keep))
+        measured.save(machine.key, replace(kept, rates=keep, paces={}))  # which corrected the old ones
     return found
 
 

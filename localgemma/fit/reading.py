@@ -1,4 +1,4 @@
-"""How fast a model read on this machine: kept from one load to the next, for forecasts of files."""
+"""How fast a model read and wrote on this machine: kept from one load to the next, for forecasts of files and for plans."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from localgemma import measured
 if TYPE_CHECKING:
     from localgemma.engine import EngineInfo
     from localgemma.fit.explain import Decision
+    from localgemma.options import LoadOptions
 
 
 def speeds(decision: Decision | None) -> tuple[float, float]:
@@ -19,9 +20,18 @@ def speeds(decision: Decision | None) -> tuple[float, float]:
     return measured.load(decision.machine.key).reading.get(decision.way.candidate.name, (0.0, 0.0))
 
 
-def keep(decision: Decision | None, info: EngineInfo) -> None:
-    """Keep the speeds that were seen; what was not seen stays as it was."""
-    if decision is None or not info.text_speed:
+def keep(decision: Decision | None, info: EngineInfo, loaded: LoadOptions) -> None:
+    """Keep the speeds that were seen; what was not seen stays as it was.
+
+    That of writing corrects the next plan, unless it was `loaded` with other layers than planned.
+    """
+    if decision is None:
+        return
+    if info.decode_speed and decision.way.load.gpu_layers == loaded.gpu_layers:
+        from localgemma.fit import calibrate
+
+        calibrate.saw(decision, info.decode_speed)
+    if not info.text_speed:
         return
     pair = (info.text_speed, info.picture_speed or speeds(decision)[1])
     kept = measured.load(decision.machine.key)

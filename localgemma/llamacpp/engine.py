@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from localgemma.engine import CancelToken, EngineInfo, Finished, Output, Prompt, Request, StateInfo
 from localgemma.errors import BackendError, ContextOverflow, LocalgemmaError
-from localgemma.llamacpp import devices, state
+from localgemma.llamacpp import devices, library, state
 from localgemma.llamacpp.cache import Cache
 from localgemma.llamacpp.context import Context
 from localgemma.llamacpp.draft import Drafter, DraftLength, Speculation
@@ -71,6 +71,7 @@ def open_engine(
         for item in reversed(opened):
             item.close()
         raise
+    library.release_threads()  # from here on, the engine's own thread computes
     gpus = [device.name for device in devices.list_devices() if device.kind in ("gpu", "igpu")]
     backend = gpus[0] if gpus and options.gpu_layers else "CPU"
     info = EngineInfo(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import glob
@@ -14,6 +15,8 @@ from typing import Any
 from localgemma import settings
 from localgemma.errors import LibraryError
 from localgemma.llamacpp import log
+
+_SOFT = 1  # omp_pause_soft: settings stay
 
 
 @functools.cache
@@ -61,6 +64,22 @@ def shared_object(name: str) -> ctypes.CDLL:
         if os.path.exists(path):
             return ctypes.CDLL(path)
     return loaded
+
+
+def release_threads() -> None:
+    """End the threads that OpenMP keeps waiting for the calling thread, which will not compute again.
+
+    GNU's OpenMP counts those of all threads that ever computed. Where they are more than the cores, no thread spins at a
+    barrier any more but sleeps, and decoding takes twice as long: a load that converts weights (for AMX) leaves such threads.
+    """
+    try:
+        with open("/proc/self/maps", encoding="utf-8", errors="replace") as lines:
+            found = {line.split()[-1] for line in lines if "/libgomp" in line}
+    except OSError:  # not Linux
+        return
+    for path in found:
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(path).omp_pause_resource_all(_SOFT)
 
 
 def _preload() -> None:

@@ -46,6 +46,7 @@ def seconds_a_token(
             return _decode(c, model, options, limit)
         finally:
             c.llama_model_free(model)
+            library.release_threads()
 
 
 def _decode(c: Any, model: Any, options: LoadOptions, limit: float) -> float:
