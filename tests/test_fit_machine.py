@@ -36,7 +36,8 @@ GIB, MIB = 1 << 30, 1 << 20
 CARD = Gpu("CUDA0", "NVIDIA RTX 4090", 22 * GIB, 24 * GIB, 1e12)
 HEALTHY = Facts(
     machine=Machine((CARD,), 50 * GIB, 64 * GIB, 5e10, 8), cards=(Card("NVIDIA", "RTX 4090", 24 * GIB, GIB, "570.1"),),
-    holders=(), features="AVX2 = 1 | ", library_error="", swap_used=0, disk_free=500 * GIB, wired_limit=0, offline=False,
+    holders=(), features="AVX2 = 1 | ", library_error="", library_fix=doctor.INSTALL, swap_used=0,
+    disk_free=500 * GIB, wired_limit=0, offline=False,
     folder="/data",
 )  # fmt: skip
 

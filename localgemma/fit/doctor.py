@@ -16,9 +16,14 @@ from localgemma import settings
 from localgemma.errors import DoesNotFit, LibraryError
 from localgemma.fit import probe
 from localgemma.fit.hardware import Machine
-from localgemma.llamacpp import devices
+from localgemma.llamacpp import devices, library
 from localgemma.units import GIB, MIB, format_size
 
+INSTALL = "Run scripts/bootstrap to install llama.cpp."
+REBUILD = (  # not native is AVX2, which every processor has that could hold the model
+    "Run scripts/bootstrap again; or, where pip installed localgemma: CMAKE_ARGS=-DGGML_NATIVE=OFF "
+    "pip install --force-reinstall --no-deps --no-cache-dir llama-cpp-python=="
+)
 BOOTSTRAP = "Run scripts/bootstrap, which installs the build for this card."
 OLDEST_NVIDIA = 525  # the driver that CUDA 12 needs (NVIDIA's CUDA release notes)
 SMALLEST_MODEL = 12 * GIB  # a 2-bit file with a context
@@ -45,6 +50,7 @@ class Facts:
     holders: tuple[tuple[str, int], ...]
     features: str
     library_error: str
+    library_fix: str
     swap_used: int
     disk_free: int
     wired_limit: int
@@ -69,10 +75,11 @@ def gather() -> Facts:
     """Look at this machine; nothing raises."""
     import psutil
 
-    machine, features, error = None, "", ""
+    machine, features, fix = None, "", INSTALL
     try:
         machine, features = probe.machine(), devices.system_info()
         error = _dies()
+        fix = REBUILD + library.build().split()[0]
     except LibraryError as problem:
         error = problem.message
     folder = settings.load().data_dir
@@ -82,6 +89,7 @@ def gather() -> Facts:
         holders=tuple(_holders()),
         features=features,
         library_error=error,
+        library_fix=fix,
         swap_used=int(psutil.swap_memory().used),
         disk_free=_disk(folder),
         wired_limit=probe.sysctl("iogpu.wired_limit_mb") * MIB if sys.platform == "darwin" else 0,
@@ -148,7 +156,7 @@ def examine(facts: Facts) -> list[Finding]:
 
 def _library(facts: Facts) -> Iterator[Finding]:
     if facts.library_error:
-        yield Finding("problem", facts.library_error, "Run scripts/bootstrap to install llama.cpp.", LibraryError.exit_code)
+        yield Finding("problem", facts.library_error, facts.library_fix, LibraryError.exit_code)
         return
     arm = re.search(r"NEON = 1|DOTPROD = 1", facts.features)
     if not arm and "AVX2 = 1" not in facts.features:
