@@ -187,6 +187,16 @@ def test_of_files_that_cannot_be_told_apart_the_smaller_is_taken() -> None:
     assert any("Q8_0 is larger, and on this set the difference is within the uncertainty" in sentence for sentence in told)
 
 
+@pytest.mark.parametrize(("items", "said"), [(2, "too few items"), (8, "With 8 texts"), (99, "With 99 texts"), (100, "")])
+def test_what_an_interval_of_few_texts_is_worth_is_said(items: int, said: str) -> None:
+    comparison = comparisons.usual()
+    (first, *_), kl = comparison.results, Interval(0.001, 0.0008 if items > 2 else float("nan"), 0.0012, items)
+    assert first.overall
+    few = replace(first, overall=replace(first.overall, items=items, kl=kl))
+    told = " ".join(recommend.sentences(replace(comparison, results=(few,)), 0))
+    assert said in told and ("texts that it lacks" in told) == (said.startswith("With"))
+
+
 def test_what_the_planner_remembers() -> None:
     comparison = comparisons.usual()
     losses = {(loss.name, loss.kv): loss for loss in recommend.losses(comparison)}

@@ -22,6 +22,7 @@ CATEGORY_WORDS = {"long": "long documents", "non-latin": "non-Latin scripts", "t
 PLAIN_KV = ("f16", "bf16", "f32")
 RAW = ", raw"  # the end of a set's name that was read as plain text
 MARKED = 1.5  # times the mean from which a category is named as the weakest
+_SURE = 100  # texts from which an interval of the divergence is nearly as sure as it says (stats.py has the shares)
 
 
 def choice(comparison: Comparison, memory_limit: int) -> Result | None:
@@ -212,6 +213,11 @@ def _across(comparison: Comparison) -> Iterator[str]:
 def _caution(comparison: Comparison, chosen: Result) -> Iterator[str]:
     if chosen.overall and math.isnan(chosen.overall.kl.low):
         yield "These are too few items for an interval: take the figures as a first look."
+    elif chosen.overall and chosen.overall.items < _SURE:
+        yield (
+            f"With {chosen.overall.items} texts, the interval of a divergence may hold the truth in only three of four cases "
+            "instead of 95 %: no sample tells of texts that it lacks."
+        )
     if comparison.conditions.likeliest:
         yield "All divergences here are lower bounds, and two of them may stand in another order than the whole ones."
     if not memory_known(comparison):
