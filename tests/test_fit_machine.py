@@ -266,6 +266,7 @@ def test_a_speed_that_was_seen_corrects_the_next_plan(monkeypatch: pytest.Monkey
     first = plan()
     calibrate.saw(first, first.way.speed / 2)
     assert plan().way.speed == pytest.approx(first.way.speed / 2)
+    assert "were seen to have here" in str(plan().choices) and "were seen to have here" not in str(first.choices)
     calibrate.saw(plan(), first.way.speed)  # twice as fast as told now: half the way back
     assert plan().way.speed == pytest.approx(first.way.speed / 2**0.5)
     calibrate.saw(plan(), first.way.speed / 10_000)

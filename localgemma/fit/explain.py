@@ -13,6 +13,7 @@ from localgemma.fit.hardware import Machine
 from localgemma.fit.memory import Item
 from localgemma.fit.planner import WANTED_CONTEXT, Candidate, Planner, Way, Wishes
 from localgemma.fit.quality import kv_loss
+from localgemma.fit.speed import pace_key
 from localgemma.units import format_size
 
 Kind = Literal["better", "faster", "more context"]
@@ -213,7 +214,9 @@ def _batch_reason(way: Way) -> str:
 def _speed(planner: Planner, way: Way) -> Choice:
     machine = planner.machine
     reason = "measured on this machine" if machine.measured else "by the bandwidth such a machine usually has"
-    if not machine.measured and not machine.simulated:
+    if pace_key(way.setup) in planner.paces:
+        reason = "as loads of this kind were seen to have here"
+    elif not machine.measured and not machine.simulated:
         reason += "; localgemma doctor measures it"
     if planner.wishes.min_speed:
         reason += f"; you asked for at least {planner.wishes.min_speed:g}"
