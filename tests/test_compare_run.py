@@ -16,11 +16,12 @@ from localgemma.compare.corpus import Ask, Corpus
 from localgemma.compare.metrics import Tokens
 from localgemma.compare.records import Comparison, Conditions, Item, Question, Subject
 from localgemma.compare.run import Hands, Job
-from localgemma.compare.samples import raw_item
+from localgemma.compare.samples import Sample, raw_item, spread
 from localgemma.engine import Control, Engine, Prompt, Text
 from localgemma.errors import Cancelled, DiskError, UsageError
 from localgemma.messages import Message, Progress, TextPart
 from localgemma.options import LoadOptions
+from localgemma.passages import Passage
 
 WORDS = " ".join(f"w{n}x{n * n}" for n in range(2600))
 LOAD = LoadOptions(ctx=4096, ubatch=64, outputs=64, sequences=1, image_tokens=0, threads=2)
@@ -88,6 +89,15 @@ def test_worse_files_diverge_more_however_they_fit(tmp_path: Path, room: int) ->
     assert sum(each.positions for each in found.results[0].categories.values()) == found.conditions.positions
     assert all(engine.closed for engine in hands.engines)
     assert hands.told and hands.told[-1].seconds_left is not None
+    if room == 1:  # a large reference is slow to load: once for all its walks, once with the other ubatch
+        assert [label for label, _ in hands.opened].count(BASE.label) == 2
+
+
+def test_the_noise_floor_is_taken_from_everywhere() -> None:
+    samples = [Sample(str(i), "c", Passage((tuple(range(100)),), 50), tuple(range(49))) for i in range(40)]
+    for positions, ids in [(8000, range(40)), (2000, range(0, 40, 2)), (400, range(0, 40, 10)), (50, [0])]:
+        assert [each.id for each in spread(samples, positions)] == [str(i) for i in ids]
+    assert spread([], 100) == []
 
 
 def test_neighbours_that_chance_could_exchange_are_named() -> None:

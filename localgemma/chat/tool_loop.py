@@ -240,6 +240,6 @@ def _key(call: ToolCall) -> str:
 def _described(error: BaseException) -> str:
     try:
         text = " ".join(str(error).split())[:500]
-    except Exception:
+    except Exception:  # an error of somebody's tool may fail to describe itself
         text = ""
     return f"{type(error).__name__}: {text}" if text and not isinstance(error, ToolFailed) else text or type(error).__name__

@@ -14,15 +14,13 @@ from localgemma.compare.extras import Asking, Extras, speed_of
 from localgemma.compare.keep import Store, key_of
 from localgemma.compare.lgref import Origin, Reference
 from localgemma.compare.records import Comparison, Conditions, Divergence, Result, Subject
-from localgemma.compare.samples import Sample, prepared, spread
+from localgemma.compare.samples import Sample, prepared
 from localgemma.compare.tasks import against
 from localgemma.compare.walks import Walking, identity
 from localgemma.engine import CancelToken, Engine
 from localgemma.errors import UsageError
 from localgemma.messages import Progress
 from localgemma.options import LoadOptions
-
-NOISE_POSITIONS = 2048  # walked again at another ubatch for the noise floor
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +224,8 @@ class _Run:
 
     def _one_by_one(self, subjects: Sequence[Subject]) -> None:
         if self._file is None:
-            walks.record(self._walking, self._base, partial(self._open, self._base))
+            for walking in (self._walking, self._walking.sparse()):  # the noise floor's too, while the reference is open
+                walks.record(walking, self._base, partial(self._open, self._base))
             self._ask(self._base)
             kept = walks.from_store(self._walking, self._base)
         else:
@@ -244,8 +243,7 @@ class _Run:
         """The reference's own file at another ubatch: what the arithmetic alone makes of it."""
         if self._file is not None:
             return results.divergence_from(self._file.origin.extra.get("noise"))
-        every = self._walking
-        walking = replace(every, samples=spread(every.samples, NOISE_POSITIONS), told=lambda _: None)
+        walking = self._walking.sparse()
         walks.record(walking, self._base, lambda: self._alone(self._base))
         again = walks.other_ubatch(self._job.load)
         key = walking.key(identity(self._base), "noise", str(again.ubatch))

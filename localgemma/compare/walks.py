@@ -12,12 +12,13 @@ from localgemma.compare.keep import Store, key_of
 from localgemma.compare.metrics import Tokens
 from localgemma.compare.records import Subject
 from localgemma.compare.reference import Compact
-from localgemma.compare.samples import Sample, digest, segments
+from localgemma.compare.samples import Sample, digest, segments, spread
 from localgemma.engine import CancelToken, Engine
 from localgemma.errors import Cancelled
 from localgemma.messages import Progress
 from localgemma.options import LoadOptions
 
+NOISE_POSITIONS = 2048  # walked again at another ubatch for the noise floor
 VERSION = 1  # of what is kept: raised when it would mean something else
 
 
@@ -55,6 +56,10 @@ class Walking:
     def positions(self) -> int:
         """Positions of all texts."""
         return sum(len(sample.passage) for sample in self.samples)
+
+    def sparse(self) -> Walking:
+        """The walking of the noise floor: texts from everywhere in the set, whose progress is not told."""
+        return replace(self, samples=spread(self.samples, NOISE_POSITIONS), told=lambda _: None)
 
     def of(self, segment: int) -> Sequence[Sample]:
         """The samples of a segment."""

@@ -129,9 +129,7 @@ def saw(decision: Decision, speed: float) -> None:
     kept, way = measured.load(decision.machine.key), decision.way
     key, ratio = pace_key(way.setup), speed / way.speed
     pace = min(4.0, max(0.1, kept.paces[key] * ratio**0.5 if key in kept.paces else ratio))
-    loads = [
-        replace(load, seen_speed=speed) if load.model == decision.way.candidate.name else load for load in kept.loads[-1:]
-    ]
+    loads = [replace(load, seen_speed=speed) if load.model == way.candidate.name else load for load in kept.loads[-1:]]
     paces = {**kept.paces, key: pace}
     measured.save(decision.machine.key, replace(kept, loads=(*kept.loads[:-1], *loads), paces=paces))
 

@@ -20,7 +20,7 @@ from localgemma.llamacpp import devices, library
 from localgemma.units import GIB, MIB, format_size
 
 INSTALL = "Run scripts/bootstrap to install llama.cpp."
-REBUILD = (  # not native is AVX2, which every processor has that could hold the model
+REBUILD = (  # not native: AVX2, on x86
     "Run scripts/bootstrap again; or, where pip installed localgemma: CMAKE_ARGS=-DGGML_NATIVE=OFF "
     "pip install --force-reinstall --no-deps --no-cache-dir llama-cpp-python=="
 )
