@@ -166,6 +166,10 @@ def test_bad_input_is_one_sentence_and_its_code(engine: FakeEngine, run: Run, ar
 
 def test_an_unknown_command_is_told_the_nearest(run: Run) -> None:
     assert "'plna'. Did you mean 'plan'? See" in run("plna").stderr
+    assert "'--temp'. Did you mean one of: '--temperature', '--template'? See" in run("chat", "--temp", "1").stderr
+    assert "'--temper'. Did you mean '--temperature'? See" in run("chat", "--temper", "1").stderr
+    several = run("chat", "--modle", "x").stderr  # of options too, also where click puts them in brackets
+    assert re.search(r"'--modle'\. Did you mean (one of: )?'--model'[^?()]*\? See", several), several
 
 
 @pytest.mark.parametrize(

@@ -86,8 +86,14 @@ def _say_usage(error: click.ClickException) -> None:
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         error.show()
         return
+    if isinstance(error, click.NoSuchOption) and context:  # an option cut short is nearer than what merely looks alike
+        flags = [flag for parameter in context.command.params for flag in parameter.opts]
+        if longer := [flag for flag in flags if flag.startswith(error.option_name)]:
+            error = click.NoSuchOption(error.option_name, possibilities=longer, ctx=context)
     words = context.command_path.removeprefix("python -m ").split() if context else ["localgemma"]
     text = " ".join(error.format_message().split()).rstrip(".?")
+    if "(Did you mean" in text:  # click's way of naming several
+        text = text.replace("(Did you mean", "Did you mean").removesuffix("?)")
     end = "?" if "Did you mean" in text else "."
     _say(f"Error: {text}{end} See what it takes with: {' '.join([*words, '--help'])}")
 
