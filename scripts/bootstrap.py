@@ -83,7 +83,7 @@ class Choice:
 
 
 class Talk:
-    """What the person sees: nothing but failures when quiet."""
+    """What the person sees of it; nothing when quiet."""
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
@@ -492,7 +492,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--backend", choices=BACKENDS, help="the llama.cpp build, instead of the one that suits this machine")
     parser.add_argument("--dev", action="store_true", help="also what the tests need")
     parser.add_argument("--extra", action="append", default=[], metavar="NAME", help="also an optional part, such as pdf")
-    parser.add_argument("--quiet", action="store_true", help="print failures only")
+    parser.add_argument("--quiet", action="store_true", help="say nothing where all is set up already")
     return parser.parse_args(arguments)
 
 
@@ -508,6 +508,7 @@ def main(arguments: list[str] | None = None) -> int:
             if is_current(before, options.backend, wanted):
                 talk.say(f"Already set up: llama.cpp {before['backend']} ({before['how']}), because {before['why']}")
                 return 0
+            talk = Talk(quiet=False)  # minutes of silence look like a hang
             had = before.get("extras")
             extras = sorted({*wanted, *(had if isinstance(had, list) else [])})
             if before.get("forced") and not options.backend:

@@ -297,6 +297,24 @@ def test_a_set_up_cut_half_way_leaves_no_stamp(
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+def test_only_what_is_set_up_already_is_passed_over_in_silence(
+    boot: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first run of scripts/demo takes minutes, and says what it does with them."""
+    stamp = finished(boot, hash="old")
+
+    def install(options: Any, extras: Any, before: Any, talk: Any) -> dict[str, Any]:
+        talk.say("Building")
+        return stamp | {"hash": boot.inputs_hash()}
+
+    monkeypatch.setattr(boot, "install", install)
+    assert boot.main(["--quiet"]) == 0
+    first, last = capsys.readouterr().out.splitlines()
+    assert first == "Building" and last.startswith("Ready after")
+    assert boot.main(["--quiet"]) == 0
+    assert capsys.readouterr().out == ""
+
+
 def test_a_backend_chosen_once_is_kept(boot: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     stamp = finished(boot, hash="old", backend="vulkan", forced=True)
     asked: list[Any] = []
